@@ -1,0 +1,53 @@
+# Each target is a line or three; what needs more is a script in tools/ or a module.
+.DEFAULT_GOAL := help
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help setup demo test lint types docs protos protos-check serve load bench check clean
+
+help: ## say what there is
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
+
+setup: $(INSTALLED) ## install everything into .venv
+
+$(INSTALLED): pyproject.toml constraints.txt tools/setup.sh hatch_build.py $(wildcard server/tensorferry/transport/*.pyx server/tensorferry/transport/*.pxd)
+	bash tools/setup.sh $(VENV)
+	@touch $@
+
+demo: $(INSTALLED) ## train, serve and score card transactions (CSV=file for your own)
+	@$(PYTHON) -m demo $(if $(CSV),--csv "$(CSV)")
+
+test: $(INSTALLED) ## run every test
+	$(PYTHON) -m pytest
+
+lint: $(INSTALLED) ## check style and formatting
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: $(INSTALLED) ## check types
+	$(VENV)/bin/mypy
+
+protos: $(INSTALLED) ## generate the wire code from protos/
+	$(PYTHON) tools/protos.py
+
+docs: $(INSTALLED) ## write docs/configuration.md and docs/errors.md from the code
+	$(PYTHON) tools/config_docs.py
+
+protos-check: $(INSTALLED) ## prove that the wire code is fresh, and loads under protobuf 6 and 7
+	$(PYTHON) tools/protos_check.py
+
+serve: $(INSTALLED) ## serve MODELS (default: models)
+	$(VENV)/bin/tensorferry serve --model-repository $(or $(MODELS),models)
+
+load: $(INSTALLED) ## run a load scenario with a verdict (SCENARIO=fraud_steady)
+	$(PYTHON) -m loadtests.run $(or $(SCENARIO),fraud_steady)
+
+bench: $(INSTALLED) ## measure against a minimal grpc.aio server in one run
+	$(PYTHON) -m loadtests.bench
+
+check: lint types protos-check ## everything but the tests
+
+clean: ## remove what was built, but not .venv
+	rm -rf .cache .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist reports
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

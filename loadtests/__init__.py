@@ -1,0 +1,1 @@
+"""Load tests: scenarios as data, run by locust, with a verdict. See README.md here."""

@@ -1,0 +1,192 @@
+"""The composition root: the only place where concrete classes meet.
+
+Start: engine, transport and HTTP port listen first (callers get UNAVAILABLE, probes 503), then
+the models load. Stop: health says NOT_SERVING, new requests are refused, accepted ones finish,
+then the models are freed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import sys
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from tensorferry.config import ServerConfig
+from tensorferry.engine import Engine
+from tensorferry.errors import ConfigurationError
+from tensorferry.http_port import HttpPort
+from tensorferry.repository import scan
+from tensorferry.service.builtin import HealthService, reflection_methods
+from tensorferry.service.inference import SERVICE, InferenceService
+from tensorferry.service.methods import MethodTable
+from tensorferry.transport import Transport, choose
+
+__all__ = ["Server", "run", "running", "serve"]
+
+_log = structlog.get_logger("tensorferry.app")
+
+#: Threads that want the GIL back wait at most this long for a busy loop. Python's 5 ms would be
+#: most of a small model's latency; much less makes the loop give it up in the middle of its work.
+_SWITCH_INTERVAL_S: Final = 0.0005
+
+#: How long replies that are computed may take to leave, once nothing else is in flight.
+_LINGER_S: Final = 2.0
+
+#: How long models may take to be freed after the drain.
+_CLOSE_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server: its engine, and where it listens."""
+
+    engine: Engine
+    transport: str
+    host: str
+    grpc_port: int
+    http_port: int
+
+
+@asynccontextmanager
+async def running(config: ServerConfig) -> AsyncIterator[Server]:
+    """Run a server around a block: listening and loaded at its start, drained and freed at its end.
+
+    Raises:
+        ConfigurationError: the repository isn't one, or a port can't be had. A model that
+            doesn't load is no error here: the others serve, and it is named in readiness.
+    """
+    entries = scan(config.model_repository)
+    engine = Engine(config.max_queue_size, config.max_inflight_bytes, _cores(config.processes))
+    health = HealthService(engine)
+    transport = choose(config, reuse_port=config.processes > 1)
+    http = HttpPort(engine)
+    # Before anybody can ask: its first step makes the models known as LOADING. A caller that came
+    # earlier would hear that there is no such model, and a probe that all is ready.
+    loading = asyncio.create_task(engine.load_all(entries))
+    await asyncio.sleep(0)
+    try:
+        await health.update()
+        grpc_port = await transport.start(_methods(engine, health), config.host, config.grpc_port)
+        http_port = await http.start(config.host, config.http_port)
+        print(f"grpc listening on {config.host}:{grpc_port} ({transport.name})", flush=True)
+        print(f"http listening on {config.host}:{http_port}", flush=True)
+        await loading
+        await health.update()
+        _freeze()
+        yield Server(engine, transport.name, config.host, grpc_port, http_port)
+    finally:
+        loading.cancel()
+        await _drain(engine, health, transport, config.drain_timeout_s)
+        await http.stop()
+
+
+def _cores(processes: int) -> int:
+    """Return the cores that each of several processes on this machine may count as its own."""
+    return max(1, len(os.sched_getaffinity(0)) // processes)
+
+
+def _methods(engine: Engine, health: HealthService) -> MethodTable:
+    table = InferenceService(engine).methods() | health.methods()
+    return table | reflection_methods([SERVICE, "grpc.health.v1.Health"])
+
+
+async def _drain(engine: Engine, health: HealthService, transport: Transport, grace_s: float) -> None:
+    await health.shut_down()
+    engine.start_draining()
+    stopping = asyncio.create_task(transport.stop(grace_s))
+    idle = asyncio.create_task(engine.wait_idle())
+    await asyncio.wait((stopping, idle), return_when=asyncio.FIRST_COMPLETED)
+    # All is computed, or time is up. What is open now are replies on their way, and streams whose
+    # callers are silent (health's watchers, idle inference streams), for which nobody need wait.
+    await transport.stop(min(grace_s, _LINGER_S))
+    await stopping
+    idle.cancel()
+    try:
+        async with asyncio.timeout(_CLOSE_S):
+            await engine.close()
+    except TimeoutError:
+        _log.warning("a model still runs and is left behind", in_flight=engine.in_flight)
+
+
+def _freeze() -> None:
+    """Take what start-up has built out of the garbage collector's sight: it lives as long as we do."""
+    gc.collect()
+    gc.freeze()
+
+
+def run(config: ServerConfig) -> int:
+    """Serve on an event loop of its own, as ``serve`` does; return the process's exit status.
+
+    It is 0, or 2 for a fault in the configuration, which is written to standard error.
+    """
+    import uvloop
+
+    status = 0
+    try:
+        uvloop.run(serve(config))
+    except ConfigurationError as error:
+        print(f"tensorferry: {error}", file=sys.stderr)
+        status = 2
+    if any("#" in thread.name for thread in threading.enumerate()):
+        # A worker stream (model/version#number) is stuck in its model or still loads it. The
+        # interpreter's own way out would abort the process under such a thread.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
+
+
+async def serve(config: ServerConfig) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. A second signal exits at once.
+
+    Raises:
+        ConfigurationError: as ``running``.
+    """
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    loaded = asyncio.Event()
+    serving = asyncio.create_task(_serve(config, loaded, stop))
+
+    def on_signal(number: signal.Signals) -> None:
+        if stop.is_set():
+            _log.warning("second signal: exiting without draining", signal=number.name)
+            os._exit(1)
+        _log.info("draining", signal=number.name, timeout_s=config.drain_timeout_s)
+        stop.set()
+        if not loaded.is_set():
+            serving.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    try:
+        await serving
+    except asyncio.CancelledError:
+        if not stop.is_set():
+            raise
+    _log.info("stopped")
+
+
+async def _serve(config: ServerConfig, loaded: asyncio.Event, stop: asyncio.Event) -> None:
+    async with running(config) as server:
+        loaded.set()
+        _announce(server)
+        await stop.wait()
+
+
+def _announce(server: Server) -> None:
+    for name, reason in server.engine.unready().items():
+        _log.error("not served", model=name, reason=reason)
+    print(
+        "ready" if server.engine.is_ready else "ready, except " + ", ".join(server.engine.unready()),
+        flush=True,
+    )

@@ -1,0 +1,360 @@
+"""The only owner of one model's queue and timers.
+
+The policy decides (``policy.decide``); the batcher does what it says, on the loop thread, without
+a task, a future or a lock. How a request passes through::
+
+    submit ──> WaitingQueue ──flush, once per loop tick──> Executor.start(batch)
+                    │                                            │
+                 expire/cancel                        _finished: refill first, then reply
+                    v                                            v
+              request.fail(...)                    request.finish(outputs) / request.fail(...)
+
+Contracts:
+
+* ``submit`` returns quickly and never blocks. It either raises, and the request is the caller's
+  again, or the request's ``on_done`` will be called exactly once.
+* A request whose deadline has come, or that was cancelled, is never handed to a stream.
+* A batch that the model raises on is halved and run again until the request at fault stands
+  alone: the others get their answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from tensorferry.batching.batch import Batch
+from tensorferry.batching.pending import DONE, NEVER, RUNNING, WAITING, Pending
+from tensorferry.batching.policy import Limits, Run, Wait, decide
+from tensorferry.batching.queue import Key, WaitingQueue
+from tensorferry.batching.statistics import BatcherStatistics, Counters, failure_reason
+from tensorferry.clock import Clock, Timer
+from tensorferry.errors import Cancelled, DeadlineExceeded, ModelFailed, QueueFull, TensorferryError
+from tensorferry.model import ModelSpec, RunResult
+
+__all__ = ["Admission", "BatchOutcome", "Batcher", "Executor", "limits_of"]
+
+
+@dataclass(slots=True)
+class BatchOutcome:
+    """What became of a batch: a result or an error, one of them None."""
+
+    batch: Batch
+    result: RunResult | None
+    error: TensorferryError | None
+
+
+class Executor(Protocol):
+    """The streams that run one model's batches. Called and calling back on the loop thread.
+
+    ``start`` may be called while ``idle`` is positive. It takes the batch over and calls ``done``
+    exactly once: later, or before it returns (a stream that runs on the loop thread).
+    """
+
+    @property
+    def idle(self) -> int:
+        """Streams that would start a batch at once."""
+        ...
+
+    def start(self, batch: Batch, done: Callable[[BatchOutcome], None]) -> None:
+        """Run a batch on an idle stream."""
+        ...
+
+
+@dataclass(slots=True)
+class Admission:
+    """The bound on tensor bytes in flight, shared by all batchers of a server (one thread)."""
+
+    max_bytes: int
+    byte_size: int = 0
+
+
+def limits_of(spec: ModelSpec) -> Limits:
+    """Turn a model's batching settings into the policy's limits."""
+    batching = spec.batching
+    return Limits(
+        max_rows=max(1, spec.max_batch_size) if batching.enabled else 1,
+        max_queue_delay_s=(batching.max_queue_delay_us or 0) / 1e6,
+        preferred_rows=batching.preferred_batch_sizes,
+    )
+
+
+class Batcher:
+    """Coalesces the requests of one model version."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        executor: Executor,
+        clock: Clock,
+        admission: Admission,
+        max_queue_size: int,
+    ) -> None:
+        self._spec = spec
+        self._executor = executor
+        self._clock = clock
+        self._admission = admission
+        self._max_queue_size = max_queue_size
+        self._limits = limits_of(spec)
+        self._queue = WaitingQueue()
+        self._again: deque[Batch] = deque()  # halves of failed batches, before everything else
+        self._running = 0
+        self._flushing = False
+        self._flush_handle: Timer | None = None
+        self._hold_handle: Timer | None = None
+        self._hold_end = NEVER
+        self._expiry_handle: Timer | None = None
+        self._expiry_at = NEVER
+        self._idle_event = asyncio.Event()
+        self._counters = Counters()
+
+    def submit(self, request: Pending) -> None:
+        """Queue a request; it leaves at the end of this loop tick at the earliest.
+
+        Raises:
+            QueueFull: the model's queue, or the server's bytes in flight, are at their bound.
+            DeadlineExceeded: the request came too late to run at all.
+        """
+        now = self._clock.now()
+        request.enqueued_at = now
+        self._admit(request, now)
+        self._admission.byte_size += request.byte_size
+        self._queue.push(request)
+        if request.deadline != NEVER:
+            self._expire_at(request.deadline)
+        if self._flush_handle is None:
+            self._flush_handle = self._clock.call_soon(self._flush)
+
+    def cancel(self, request: Pending) -> None:
+        """Give a request up. One that waits never runs; the answer of one that runs is dropped."""
+        if request.state == WAITING:
+            self._end_waiting(request, Cancelled("the caller cancelled the request"))
+        elif request.state == RUNNING:
+            self._give(request, Cancelled("the caller cancelled the request"), self._clock.now())
+
+    def fail_waiting(self, error: TensorferryError) -> None:
+        """End everything that waits with ``error``. What runs is left to finish."""
+        for request in self._queue.waiting():
+            self._end_waiting(request, error)
+
+    async def wait_idle(self) -> None:
+        """Wait until nothing waits or runs. New requests postpone it: refuse them first."""
+        while self.in_flight:
+            self._idle_event.clear()
+            await self._idle_event.wait()
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that wait or run."""
+        return self._queue.count + self._running + sum(len(batch.requests) for batch in self._again)
+
+    def statistics(self) -> BatcherStatistics:
+        """Return a snapshot of the counts."""
+        return self._counters.snapshot(self._queue.count, self._running)
+
+    def __repr__(self) -> str:
+        return f"<Batcher {self._spec.name}/{self._spec.version}: {self._queue!r}, {self._running} running>"
+
+    # -- admission ------------------------------------------------------------------------------
+
+    def _admit(self, request: Pending, now: float) -> None:
+        error: TensorferryError
+        if self._queue.count >= self._max_queue_size:
+            error = QueueFull(
+                f"model {self._spec.name!r}: {self._queue.count} requests wait already,"
+                f" and max_queue_size is {self._max_queue_size}; retry after a pause"
+            )
+        elif self._admission.byte_size + request.byte_size > self._admission.max_bytes:
+            error = QueueFull(
+                f"model {self._spec.name!r}: {self._admission.byte_size} bytes are in flight, and the"
+                f" server's max_inflight_bytes is {self._admission.max_bytes}; retry after a pause"
+            )
+        elif request.deadline <= now:
+            error = self._too_late(request)
+        else:
+            return
+        request.state = DONE
+        self._counters.failed(failure_reason(error), 0.0)
+        raise error
+
+    # -- departure ------------------------------------------------------------------------------
+
+    def _flush(self) -> None:
+        """Start batches until the policy says wait, or no stream is idle."""
+        if self._flush_handle is not None:
+            self._flush_handle.cancel()
+            self._flush_handle = None
+        self._flushing = True
+        try:
+            while self._executor.idle:
+                batch = self._next_half() or self._next_batch()
+                if batch is None:
+                    return
+                running = self._running
+                self._running += len(batch.requests)
+                self._executor.start(batch, self._finished)
+                if self._running == running:
+                    # It ran here, on the loop thread. Let the sockets be read before the next one.
+                    self._flush_soon()
+                    return
+        finally:
+            self._flushing = False
+            self._announce_idle()  # what was left may have been too late to run
+
+    def _flush_soon(self) -> None:
+        if self._flush_handle is None and (self._queue.count or self._again):
+            self._flush_handle = self._clock.call_soon(self._flush)
+
+    def _next_half(self) -> Batch | None:
+        """Return the next part of a failed batch, less those whose time ran out meanwhile."""
+        while self._again:
+            batch = self._again.popleft()
+            batch = Batch(self._spec, self._still_wanted(batch.requests), batch.started_at)
+            if batch.requests:
+                return batch
+        return None
+
+    def _next_batch(self) -> Batch | None:
+        now = self._clock.now()
+        while (departure := self._next_departure(now)) is not None:
+            # Those at the head that are still in time; there may be none.
+            requests = self._still_wanted(self._queue.take(*departure))
+            if requests:
+                return Batch(self._spec, requests, now)
+        return None
+
+    def _next_departure(self, now: float) -> tuple[Key, int] | None:
+        """Return whose batch leaves now and with how many rows; else be called when one does."""
+        hold_end = NEVER
+        for key in self._queue.keys_by_age():
+            view = self._queue.view(key, self._limits.max_rows)
+            decision = decide(view, self._executor.idle, self._limits, now)
+            if isinstance(decision, Run):
+                return key, decision.rows
+            if isinstance(decision, Wait):
+                hold_end = min(hold_end, decision.until)
+        self._hold_until(hold_end)
+        return None
+
+    def _hold_until(self, hold_end: float) -> None:
+        """Make sure the queue is looked at again at this instant; arrivals have it looked at before."""
+        if hold_end == self._hold_end:
+            return
+        if self._hold_handle is not None:
+            self._hold_handle.cancel()
+        self._hold_end = hold_end
+        self._hold_handle = None if hold_end == NEVER else self._clock.call_at(hold_end, self._hold_ended)
+
+    def _hold_ended(self) -> None:
+        self._hold_handle = None
+        self._hold_end = NEVER
+        self._flush()
+
+    def _still_wanted(self, requests: list[Pending]) -> list[Pending]:
+        """Mark them RUNNING and return those whose deadline hasn't come; end the others."""
+        now = self._clock.now()
+        late: list[Pending] = []
+        for request in requests:
+            if request.state != DONE:
+                request.state = RUNNING
+                if request.deadline <= now:
+                    late.append(request)
+        for request in late:
+            self._give(request, self._too_late(request), now)
+        wanted: list[Pending] = []
+        # A late one's callback may have cancelled any other.
+        for request in requests:
+            if request.state == DONE:
+                self._admission.byte_size -= request.byte_size
+            else:
+                wanted.append(request)
+        return wanted
+
+    # -- return ---------------------------------------------------------------------------------
+
+    def _finished(self, outcome: BatchOutcome) -> None:
+        batch, result, error = outcome.batch, outcome.result, outcome.error
+        if result is not None:
+            try:
+                batch.check(result.outputs)
+            except ModelFailed as mismatch:
+                error = mismatch
+        self._running -= len(batch.requests)
+        if error is not None and len(batch.requests) > 1:
+            self._again.extend(batch.halves())
+            batch.requests = []
+        # Refill before replying: the stream works while the replies are encoded. A stream that
+        # runs on this thread is refilled by the flush that is on the stack below.
+        if not self._flushing:
+            self._flush()
+        now = self._clock.now()
+        if error is not None:
+            for request in batch.requests:
+                self._end(request, error, now)
+        elif result is not None:
+            self._reply(batch, result, now)
+        self._announce_idle()
+
+    def _reply(self, batch: Batch, result: RunResult, now: float) -> None:
+        compute_ns = (result.input_ns, result.infer_ns, result.output_ns)
+        self._counters.ran(batch.rows, *compute_ns)
+        self._admission.byte_size -= sum([request.byte_size for request in batch.requests])
+        answered, queue_s = batch.deliver(result.outputs)
+        self._counters.answered(answered, queue_s, queue_s + answered * (now - batch.started_at), compute_ns)
+
+    def _end(self, request: Pending, error: TensorferryError, now: float) -> None:
+        """Give a request that holds admission its error, unless it has an outcome already."""
+        self._admission.byte_size -= request.byte_size
+        self._give(request, error, now)
+
+    def _end_waiting(self, request: Pending, error: TensorferryError) -> None:
+        if request.state != WAITING:
+            return  # the callback of one that was ended just before has cancelled it
+        # The outcome first: the queue counts a request as dead once it is DONE.
+        self._end(request, error, self._clock.now())
+        self._queue.forget(request)
+        self._announce_idle()
+
+    def _give(self, request: Pending, error: TensorferryError, now: float) -> None:
+        if request.state != DONE:
+            self._counters.failed(failure_reason(error), now - request.enqueued_at)
+            request.fail(error)
+
+    def _announce_idle(self) -> None:
+        if not self.in_flight:
+            self._idle_event.set()
+
+    # -- expiry ---------------------------------------------------------------------------------
+
+    def _expire_at(self, deadline: float) -> None:
+        """Make sure the timer fires no later than ``deadline``.
+
+        One timer for the nearest deadline, re-armed by a pass over the queue when it fires: at a
+        steady load it fires about once per deadline's length, whatever the rate, which is
+        cheaper than a timer or a heap entry for each request.
+        """
+        if deadline >= self._expiry_at:
+            return
+        if self._expiry_handle is not None:
+            self._expiry_handle.cancel()
+        self._expiry_at = deadline
+        self._expiry_handle = self._clock.call_at(deadline, self._expire)
+
+    def _expire(self) -> None:
+        self._expiry_handle = None
+        self._expiry_at = NEVER
+        for request in self._queue.expired(self._clock.now()):
+            self._end_waiting(request, self._too_late(request))
+        nearest = self._queue.earliest_deadline()
+        if nearest != NEVER:
+            self._expire_at(nearest)
+
+    def _too_late(self, request: Pending) -> DeadlineExceeded:
+        waited_ms = (self._clock.now() - request.enqueued_at) * 1e3
+        return DeadlineExceeded(
+            f"model {self._spec.name!r}: the deadline came after {waited_ms:.1f} ms in the queue;"
+            " the request was not run"
+        )

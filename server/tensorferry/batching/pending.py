@@ -1,0 +1,108 @@
+"""One request in flight.
+
+A request is in exactly one state, and the states only move forward::
+
+    WAITING -> RUNNING -> DONE
+       └──────────────────^     (expired, cancelled, refused)
+
+``finish`` and ``fail`` deliver the outcome exactly once; a second delivery is ignored, which is
+what a cancellation during the run needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from tensorferry.errors import TensorferryError
+from tensorferry.model import Bound
+from tensorferry.tensors import Buffer, Tensor, rows_of
+
+__all__ = ["DONE", "NEVER", "RUNNING", "WAITING", "Pending"]
+
+WAITING: Final = 0
+RUNNING: Final = 1
+DONE: Final = 2
+
+#: A deadline that never comes. A float, so that comparing needs no test for None.
+NEVER: Final = float("inf")
+
+
+class Pending:
+    """A request from submission to outcome.
+
+    ``bound`` says what its tensors are, ``parts`` holds their data: one buffer for each of the
+    model's inputs. (Apart, because requests that look alike share one ``bound``.)
+    ``deadline`` and ``enqueued_at`` are instants of the engine's clock in seconds. ``on_done`` is
+    called on the loop thread, exactly once, with this object; by then it has its outputs or its
+    ``error``. It must not raise.
+    """
+
+    __slots__ = (
+        "batch_outputs",
+        "batch_rows",
+        "bound",
+        "byte_size",
+        "deadline",
+        "enqueued_at",
+        "error",
+        "first_row",
+        "on_done",
+        "parts",
+        "state",
+    )
+
+    def __init__(
+        self,
+        bound: Bound,
+        on_done: Callable[[Pending], None],
+        deadline: float = NEVER,
+        parts: Sequence[Buffer] | None = None,
+    ) -> None:
+        self.bound = bound
+        self.on_done = on_done
+        self.deadline = deadline
+        self.parts = [tensor.data for tensor in bound.tensors] if parts is None else parts
+        self.byte_size = bound.byte_size
+        self.enqueued_at = 0.0
+        self.state = WAITING
+        self.batch_outputs: Sequence[Tensor] = ()
+        self.first_row = 0
+        self.batch_rows = 0
+        self.error: TensorferryError | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows that this request adds to a batch."""
+        return self.bound.rows
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        """The answer: this request's rows of each of the batch's outputs, as views."""
+        if not self.batch_rows:
+            return list(self.batch_outputs)
+        return [rows_of(each, self.first_row, self.bound.rows) for each in self.batch_outputs]
+
+    def finish(self, outputs: Sequence[Tensor], first_row: int = 0, batch_rows: int = 0) -> None:
+        """Deliver the answer, unless an outcome has been delivered already.
+
+        ``outputs`` are the batch's; the answer is ``rows`` of its ``batch_rows`` rows, from
+        ``first_row`` on. 0 ``batch_rows``: all of the outputs are the answer.
+        """
+        if self.state != DONE:
+            self.state = DONE
+            self.batch_outputs = outputs
+            self.first_row = first_row
+            self.batch_rows = batch_rows
+            self.on_done(self)
+
+    def fail(self, error: TensorferryError) -> None:
+        """Deliver an error, unless an outcome has been delivered already."""
+        if self.state != DONE:
+            self.state = DONE
+            self.error = error
+            self.on_done(self)
+
+    def __repr__(self) -> str:
+        state = ("waiting", "running", "done")[self.state]
+        return f"<Pending {self.rows} rows, {state}>"

@@ -1,0 +1,78 @@
+"""The command line: ``tensorferry serve | check``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tensorferry import __version__, config
+from tensorferry.errors import ConfigurationError
+
+__all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return its exit status (0 well, 1 a fault found, 2 a wrong call)."""
+    parser = _parser()
+    parsed = parser.parse_args(arguments)
+    try:
+        status: int = parsed.run(parsed)
+    except ConfigurationError as error:
+        print(f"tensorferry: {error}", file=sys.stderr)
+        return 2
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tensorferry", description="A gRPC inference server with dynamic batching."
+    )
+    parser.add_argument("--version", action="version", version=f"tensorferry {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    serve = commands.add_parser(
+        "serve", help="serve a model repository", description="Serve a model repository."
+    )
+    config.add_flags(serve)
+    serve.set_defaults(run=_serve)
+    check = commands.add_parser(
+        "check", help="validate a model repository without serving it", description=_check.__doc__
+    )
+    check.add_argument("directory", type=Path, metavar="DIR", help="the model repository")
+    check.set_defaults(run=_check)
+    return parser
+
+
+def _serve(parsed: argparse.Namespace) -> int:
+    settings = config.load(vars(parsed), os.environ)
+    from tensorferry import logs
+
+    logs.configure(settings.log_level, settings.log_format)
+    if settings.processes > 1:
+        import uvloop
+
+        from tensorferry import supervisor
+
+        uvloop.run(supervisor.supervise(settings))
+        return 0
+    from tensorferry import app
+
+    return app.run(settings)
+
+
+def _check(parsed: argparse.Namespace) -> int:
+    """Validate every model: read its configuration, load it, run it once at every batch size."""
+    from tensorferry.checking import check_repository
+
+    broken = 0
+    for name, faults in check_repository(parsed.directory):
+        if faults:
+            broken += 1
+            print(f"{name}: not servable")
+            for fault in faults:
+                print(f"  {fault}")
+        else:
+            print(f"{name}: ok")
+    return 1 if broken else 0

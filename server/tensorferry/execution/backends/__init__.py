@@ -1,0 +1,36 @@
+"""One file per model format. The table names them; a backend is imported when a model needs it."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Final, cast
+
+from tensorferry.errors import ModelLoadError
+from tensorferry.model import Model, ModelSpec
+
+__all__ = ["BACKENDS", "opener"]
+
+#: A backend's opener loads a model onto a device: ``open_model(spec, device) -> Model``.
+Opener = Callable[[ModelSpec, str], Model]
+
+#: Triton's backend name -> the module that holds its ``open_model``.
+BACKENDS: Final = {"pytorch": "tensorferry.execution.backends.torchscript"}
+
+
+def opener(spec: ModelSpec) -> Opener:
+    """Return the function that loads models like ``spec``.
+
+    Raises:
+        ModelLoadError: no such backend, or its libraries aren't installed.
+    """
+    module = BACKENDS.get(spec.backend)
+    if module is None:
+        raise ModelLoadError(f"model {spec.name!r}: no backend {spec.backend!r}; known: {sorted(BACKENDS)}")
+    try:
+        return cast(Opener, importlib.import_module(module).open_model)
+    except ImportError as error:
+        raise ModelLoadError(
+            f"model {spec.name!r}: the {spec.backend} backend can't be imported ({error});"
+            " install it with: pip install 'tensorferry[server]'"
+        ) from error

@@ -1,0 +1,324 @@
+"""What a model is to the rest of the server: its specification, and the protocol that a backend implements.
+
+Rules for this file: no torch, no asyncio, no files. A specification is immutable; a backend that
+learns more at load time (names and number of outputs, say) returns a new one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from tensorferry.errors import InvalidRequest
+from tensorferry.tensors import DATATYPES, Buffer, DataType, Tensor
+
+__all__ = [
+    "BatchInput",
+    "BatchingSpec",
+    "Bound",
+    "Model",
+    "ModelSpec",
+    "RunResult",
+    "TensorSpec",
+    "WarmupSpec",
+    "batch_buckets",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """An input or output.
+
+    ``dims`` leaves the batch dimension out and holds -1 for any size. ``datatype`` and ``dims``
+    are None where the model was loaded without a configuration, so that any will do.
+    """
+
+    name: str
+    datatype: DataType | None = None
+    dims: tuple[int, ...] | None = None
+    #: Whether every request has the same datatype and row shape. Stored: it is read for each request.
+    is_fixed: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        fixed = self.datatype is not None and self.dims is not None and -1 not in self.dims
+        object.__setattr__(self, "is_fixed", fixed)
+
+
+@dataclass(frozen=True, slots=True)
+class BatchingSpec:
+    """How requests to the model travel together.
+
+    ``max_queue_delay_us`` is None where the model's owner states none; a number is obeyed
+    literally. ``max_queue_size`` counts requests, and 0 leaves it to the server.
+    ``default_timeout_us`` is 0 for none.
+    """
+
+    enabled: bool = True
+    preferred_batch_sizes: tuple[int, ...] = ()
+    max_queue_delay_us: int | None = None
+    max_queue_size: int = 0
+    default_timeout_us: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WarmupSpec:
+    """One warm-up request: rows, runs, and for each input its datatype, dims and whether it is random."""
+
+    name: str
+    batch_size: int
+    count: int
+    inputs: tuple[tuple[TensorSpec, bool], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """One version of a model, as its configuration describes it.
+
+    ``max_batch_size`` is in rows; 0 means that the model has no batch dimension and every request
+    runs alone. ``devices`` names one device for each worker stream (``cpu``, ``cuda:0``).
+    ``intra_op_threads`` is per stream; 0 divides the machine's cores among the streams.
+    ``from_signature`` says that there was no configuration: the backend fills in the tensors, and
+    in ``datatypes`` the names of those that it can take (empty: all of the protocol's but BYTES).
+    """
+
+    name: str
+    version: int
+    path: Path
+    platform: str = "pytorch_libtorch"
+    backend: str = "pytorch"
+    max_batch_size: int = 0
+    inputs: tuple[TensorSpec, ...] = ()
+    outputs: tuple[TensorSpec, ...] = ()
+    batching: BatchingSpec = field(default_factory=BatchingSpec)
+    devices: tuple[str, ...] = ("cpu",)
+    warmups: tuple[WarmupSpec, ...] = ()
+    intra_op_threads: int = 0
+    from_signature: bool = False
+    datatypes: frozenset[str] = frozenset()
+
+    @property
+    def has_batch_dimension(self) -> bool:
+        """Whether the first dimension of every tensor counts rows."""
+        return self.max_batch_size > 0
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether all requests share one row shape, so that any two can share a batch."""
+        return all(spec.is_fixed for spec in self.inputs)
+
+    def bind(self, tensors: Sequence[Tensor]) -> Bound:
+        """Check a request's tensors and put them into the model's order.
+
+        Raises:
+            InvalidRequest: names the model, the tensor, what was expected and what came.
+        """
+        if len(tensors) == len(self.inputs) == 1 and tensors[0].name == self.inputs[0].name:
+            ordered = tensors  # the common case, without a dict
+        else:
+            ordered = self._in_order(tensors)
+        rows = self._row_count(ordered)
+        key: list[tuple[str, tuple[int, ...]]] = []
+        for tensor, spec in zip(ordered, self.inputs, strict=True):
+            self._check_tensor(tensor, spec, rows)
+            if not spec.is_fixed:
+                key.append((tensor.datatype, tensor.shape[1:] if self.has_batch_dimension else tensor.shape))
+        return Bound(ordered, rows, tuple(key))
+
+    def _in_order(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        by_name: dict[str, Tensor] = {}
+        for tensor in tensors:
+            if tensor.name in by_name:
+                raise self._refusal(f"input {tensor.name!r} is given twice")
+            by_name[tensor.name] = tensor
+        expected = [spec.name for spec in self.inputs]
+        missing = [name for name in expected if name not in by_name]
+        if missing:
+            given = list(by_name)
+            raise self._refusal(
+                f"input {missing[0]!r} is missing; the model takes {expected}, and {given} came"
+            )
+        if len(by_name) > len(expected):
+            unknown = next(name for name in by_name if name not in expected)
+            raise self._refusal(f"unknown input {unknown!r}; the model takes {expected}")
+        return [by_name[name] for name in expected]
+
+    def _row_count(self, tensors: Sequence[Tensor]) -> int:
+        if not self.max_batch_size:
+            return 1
+        first = tensors[0]
+        if not first.shape:
+            raise self._refusal(f"input {first.name!r} has no dimensions; the first must count rows")
+        rows = first.shape[0]
+        if rows <= 0:
+            raise self._refusal(
+                f"input {first.name!r} has {rows} rows in shape {list(first.shape)}, expected at least 1"
+            )
+        if rows > self.max_batch_size:
+            raise self._refusal(
+                f"input {first.name!r} has {rows} rows in shape {list(first.shape)},"
+                f" and max_batch_size is {self.max_batch_size}; send fewer at once"
+            )
+        return rows
+
+    def _check_tensor(self, tensor: Tensor, spec: TensorSpec, rows: int) -> None:
+        datatype = DATATYPES.get(tensor.datatype)
+        if datatype is None or (
+            datatype is not spec.datatype if spec.datatype else not self._takes(datatype)
+        ):
+            raise self._wrong_datatype(tensor, spec)
+        shape = tensor.shape
+        if spec.dims is None:
+            self._check_free_shape(tensor, rows)
+        elif self.max_batch_size:
+            if not spec.is_fixed or shape[1:] != spec.dims or shape[:1] != (rows,):
+                self._check_shape(tensor, (-1, *spec.dims), rows)
+        elif not spec.is_fixed or shape != spec.dims:
+            self._check_shape(tensor, spec.dims, None)
+        expected_bytes = datatype.itemsize
+        for size in shape:
+            expected_bytes *= size
+        if len(tensor.data) != expected_bytes:
+            raise self._refusal(
+                f"input {tensor.name!r} has {len(tensor.data)} bytes, and shape {list(shape)}"
+                f" of {tensor.datatype} takes {expected_bytes}"
+            )
+        if tensor.datatype == "BOOL" and not _is_boolean(tensor.data):
+            raise self._refusal(f"input {tensor.name!r} is BOOL and holds a byte that is neither 0 nor 1")
+
+    def _takes(self, datatype: DataType) -> bool:
+        return datatype.itemsize > 0 and (not self.datatypes or datatype.name in self.datatypes)
+
+    def _wrong_datatype(self, tensor: Tensor, spec: TensorSpec) -> InvalidRequest:
+        if spec.datatype is not None:
+            expected = spec.datatype.name
+        else:
+            expected = "one of " + ", ".join(each.name for each in DATATYPES.values() if self._takes(each))
+        # The name is the caller's and may be anything; the known ones read better without quotes.
+        came = (
+            tensor.datatype if tensor.datatype in DATATYPES else f"{tensor.datatype!r}, which is no datatype"
+        )
+        return self._refusal(f"input {tensor.name!r} is {came}, expected {expected}")
+
+    def _check_shape(self, tensor: Tensor, dims: tuple[int, ...], rows: int | None) -> None:
+        shape = tensor.shape
+        fits = len(shape) == len(dims) and all(
+            size >= 0 and dim in (-1, size) for size, dim in zip(shape, dims, strict=True)
+        )
+        if not fits:
+            raise self._refusal(f"input {tensor.name!r} has shape {list(shape)}, expected {list(dims)}")
+        if rows is not None and shape[0] != rows:
+            raise self._refusal(
+                f"input {tensor.name!r} has {shape[0]} rows, and {self.inputs[0].name!r} has {rows}"
+            )
+
+    def _check_free_shape(self, tensor: Tensor, rows: int) -> None:
+        if any(size < 0 for size in tensor.shape):
+            raise self._refusal(f"input {tensor.name!r} has a negative size in shape {list(tensor.shape)}")
+        if self.max_batch_size and tensor.shape[:1] != (rows,):
+            raise self._refusal(
+                f"input {tensor.name!r} has shape {list(tensor.shape)}, and the first dimension must be"
+                f" the {rows} rows of {self.inputs[0].name!r}"
+            )
+
+    def _refusal(self, what: str) -> InvalidRequest:
+        return InvalidRequest(f"model {self.name!r}: {what}")
+
+
+@dataclass(slots=True)
+class Bound:
+    """A request's tensors in the model's order, its rows, and what it may share a batch with.
+
+    Two requests share a batch only if their ``key`` is equal; it is () for a model whose row
+    shape is fixed.
+    """
+
+    tensors: Sequence[Tensor]
+    rows: int
+    key: tuple[tuple[str, tuple[int, ...]], ...]
+    #: Of all tensors together.
+    byte_size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.byte_size = sum([len(tensor.data) for tensor in self.tensors])
+
+    def forget_data(self) -> None:
+        """Drop the tensors' data and keep what they are: requests that look alike share one bound."""
+        self.tensors = [Tensor(each.name, each.datatype, each.shape, b"") for each in self.tensors]
+
+
+@dataclass(slots=True)
+class BatchInput:
+    """One input of a batch: the rows of several requests, one buffer for each, in order.
+
+    ``shape`` is that of the whole batch. The backend copies the parts into one buffer of its
+    choice (pinned memory on a GPU): that is the one copy between the wire and the model.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    parts: list[Buffer]
+
+
+@dataclass(slots=True)
+class RunResult:
+    """What a run returned and how long its three parts took, in nanoseconds.
+
+    ``outputs`` are whole-batch tensors in the specification's order. The parts are: forming the
+    inputs (the copy, and the way to the device), the forward pass, and bringing the outputs back.
+    """
+
+    outputs: list[Tensor]
+    input_ns: int
+    infer_ns: int
+    output_ns: int
+
+
+class Model(Protocol):
+    """A loaded model on one device, used by one worker stream and by nobody else.
+
+    It is made, attached, run and closed on the stream's thread; a stream may hand it over to
+    another thread between runs, which then attaches it again. ``run`` may block for as long as
+    the model takes and must not keep a reference to the parts. Anything it raises fails the
+    batch, not the stream.
+    """
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The specification, completed by what loading has taught."""
+        ...
+
+    def attach(self, intra_op_threads: int) -> None:
+        """Prepare the calling thread to run the model, with this many threads inside an operation."""
+        ...
+
+    def run(self, inputs: Sequence[BatchInput]) -> RunResult:
+        """Run one batch.
+
+        Raises:
+            ModelFailed: the model returned what its specification doesn't allow.
+            Exception: whatever the model raises.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the device's memory. Called once, after the last run."""
+        ...
+
+
+def batch_buckets(max_batch_size: int, preferred: Sequence[int] = ()) -> tuple[int, ...]:
+    """Return the batch sizes that warm-up runs: powers of two, the preferred sizes and the maximum."""
+    if max_batch_size <= 0:
+        return (1,)
+    sizes = {max_batch_size, *preferred}
+    size = 1
+    while size < max_batch_size:
+        sizes.add(size)
+        size *= 2
+    return tuple(sorted(sizes))
+
+
+def _is_boolean(data: Buffer) -> bool:
+    return not bytes(data).translate(None, b"\x00\x01")

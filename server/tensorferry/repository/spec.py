@@ -1,0 +1,138 @@
+"""A configuration to a specification: every check that needs no look at the version directories."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+from tensorferry.model import BatchingSpec, ModelSpec
+from tensorferry.repository.instances import complete_groups, devices
+from tensorferry.repository.parameters import apply_parameters
+from tensorferry.repository.source import ConfigSource, quoted
+from tensorferry.repository.tensor_specs import tensor_specs
+from tensorferry.repository.warmup import warmup_specs
+from tensorferry.wire.model_config_pb2 import ModelConfig
+
+__all__ = [
+    "DEFAULT_MAX_BATCH_SIZE",
+    "DEFAULT_MODEL_FILENAME",
+    "build_spec",
+    "complete_config",
+    "without_config",
+]
+
+#: Rows in a batch of a model that has no configuration.
+DEFAULT_MAX_BATCH_SIZE: Final = 64
+
+#: The model's file in a version directory, unless ``default_model_filename`` says otherwise.
+DEFAULT_MODEL_FILENAME: Final = "model.pt"
+
+_PLATFORM: Final = "pytorch_libtorch"
+_BACKEND: Final = "pytorch"
+
+
+def without_config(directory: Path) -> ConfigSource:
+    """Return what stands for a configuration where there is none: batching on, tensors left to the model."""
+    config = ModelConfig(max_batch_size=DEFAULT_MAX_BATCH_SIZE)
+    config.dynamic_batching.SetInParent()
+    return ConfigSource(directory, config, {}, is_file=False)
+
+
+def complete_config(source: ConfigSource, name: str) -> ModelConfig:
+    """Return the configuration as it is served: with every default that the file leaves out.
+
+    Raises:
+        ModelConfigError: the name, platform, backend, file name, batch size or instance groups can't be.
+    """
+    _check_identity(source, name)
+    _check_model_filename(source)
+    if source.config.max_batch_size < 0:
+        what = f"max_batch_size is {source.config.max_batch_size}; use 0 for no batch dimension"
+        raise source.error(what, "max_batch_size")
+    config = ModelConfig()
+    config.CopyFrom(source.config)
+    config.name = name
+    config.platform = _PLATFORM
+    config.backend = _BACKEND
+    config.default_model_filename = source.config.default_model_filename or DEFAULT_MODEL_FILENAME
+    if config.version_policy.WhichOneof("policy_choice") is None:
+        config.version_policy.latest.num_versions = 1
+    del config.instance_group[:]
+    config.instance_group.extend(complete_groups(source, name))
+    return config
+
+
+def build_spec(source: ConfigSource, config: ModelConfig) -> ModelSpec:
+    """Return the specification that all versions share; ``version`` is 0 and ``path`` the model's directory.
+
+    Args:
+        source: The configuration as it was written.
+        config: The same as ``complete_config`` has completed it.
+
+    Raises:
+        ModelConfigError: the first thing found that can't be.
+    """
+    inputs = tensor_specs(source, "input") if source.is_file else ()
+    outputs = tensor_specs(source, "output") if source.is_file else ()
+    spec = ModelSpec(
+        name=config.name,
+        version=0,
+        path=source.path.parent if source.is_file else source.path,
+        platform=config.platform,
+        backend=config.backend,
+        max_batch_size=config.max_batch_size,
+        inputs=inputs,
+        outputs=outputs,
+        batching=_batching(source),
+        devices=devices(list(config.instance_group)),
+        warmups=warmup_specs(source, inputs),
+        from_signature=not source.is_file,
+    )
+    return apply_parameters(source, spec)
+
+
+def _check_identity(source: ConfigSource, name: str) -> None:
+    config = source.config
+    if config.name not in ("", name):
+        what = f"the name is {quoted(config.name)}, and the directory is {quoted(name)}"
+        raise source.error(f"{what}; make them equal, or remove the name", "name")
+    for field, value, supported in (
+        ("platform", config.platform, _PLATFORM),
+        ("backend", config.backend, _BACKEND),
+    ):
+        if value not in ("", supported):
+            what = f"the {field} {quoted(value)} isn't supported; Tensorferry serves TorchScript"
+            raise source.error(f'{what}: use {field}: "{supported}", or remove it', field)
+
+
+def _check_model_filename(source: ConfigSource) -> None:
+    name = source.config.default_model_filename
+    is_plain = os.path.basename(name) == name and name not in (".", "..") and "\\" not in name
+    if not is_plain or not name.isprintable():
+        what = f"default_model_filename is {quoted(name)}; it must be a plain file name"
+        raise source.error(what, "default_model_filename")
+
+
+def _batching(source: ConfigSource) -> BatchingSpec:
+    config = source.config
+    if not config.HasField("dynamic_batching"):
+        # Triton's meaning: each request runs on its own, however many rows it may have.
+        return BatchingSpec(enabled=False)
+    at = "dynamic_batching"
+    if not config.max_batch_size:
+        what = "dynamic_batching needs a max_batch_size above 0; set one, or remove dynamic_batching"
+        raise source.error(what, at)
+    batching = config.dynamic_batching
+    for index, size in enumerate(batching.preferred_batch_size):
+        if not 1 <= size <= config.max_batch_size:
+            what = f"preferred_batch_size has {size}; allowed is 1 to max_batch_size {config.max_batch_size}"
+            raise source.error(what, at, "preferred_batch_size", index)
+    # An explicit 0 is an order not to wait; where nothing is said, the policy may.
+    says_delay = source.sets(at, "max_queue_delay_microseconds")
+    return BatchingSpec(
+        preferred_batch_sizes=tuple(sorted(set(batching.preferred_batch_size))),
+        max_queue_delay_us=batching.max_queue_delay_microseconds if says_delay else None,
+        max_queue_size=batching.default_queue_policy.max_queue_size,
+        default_timeout_us=batching.default_queue_policy.default_timeout_microseconds,
+    )

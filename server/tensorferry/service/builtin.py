@@ -1,0 +1,62 @@
+"""Health and reflection: the ready-made servicers of grpcio, fed from the engine."""
+
+from __future__ import annotations
+
+from google.protobuf import descriptor_pool
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
+
+from tensorferry.engine import Engine
+from tensorferry.service.inference import SERVICE
+from tensorferry.service.methods import MethodTable, ServicerCollector
+from tensorferry.wire import model_config_pb2, open_inference_pb2
+
+__all__ = ["HealthService", "reflection_methods"]
+
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class HealthService:
+    """``grpc.health.v1.Health``: "" and the inference service for the whole server, and each model."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._servicer = health.aio.HealthServicer()
+
+    def methods(self) -> MethodTable:
+        """Return the method table of the service (Check and Watch)."""
+        collector = ServicerCollector()
+        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, collector)
+        return collector.methods
+
+    async def update(self) -> None:
+        """Tell the checkers and watchers how things are now; to be called when readiness may have changed."""
+        ready = self._engine.is_ready
+        for name in ("", SERVICE):
+            await self._set(name, ready)
+        unready = {reason.partition("/")[0] for reason in self._engine.unready()}
+        for name in self._engine.models:
+            await self._set(name, name not in unready)
+
+    async def shut_down(self) -> None:
+        """Say NOT_SERVING of everything, for good."""
+        await self._servicer.enter_graceful_shutdown()
+
+    async def _set(self, name: str, serving: bool) -> None:
+        await self._servicer.set(name, _SERVING if serving else _NOT_SERVING)
+
+
+def reflection_methods(services: list[str]) -> MethodTable:
+    """Return the method table of server reflection over ``services`` and itself.
+
+    The files are put into a pool of their own: those of the inference service aren't in
+    protobuf's default pool (see ``wire/_pool.py``).
+    """
+    pool = descriptor_pool.DescriptorPool()
+    for module in (model_config_pb2, open_inference_pb2, health_pb2, reflection_pb2):
+        pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
+    servicer = reflection.aio.ReflectionServicer([*services, reflection.SERVICE_NAME], pool=pool)
+    collector = ServicerCollector()
+    reflection_pb2_grpc.add_ServerReflectionServicer_to_server(servicer, collector)
+    return collector.methods

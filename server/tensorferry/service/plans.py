@@ -1,0 +1,158 @@
+"""Plans: what parsing and checking one request teaches about all requests that look like it.
+
+Requests for one model differ in their id and their tensors' data; the rest (names, datatypes,
+shapes, parameters) is the same bytes again and again. ``_scan`` (an extension) takes a body apart
+into that rest, the key, and what differs. The first request with a key is parsed by protobuf and
+checked against the model; what came out is kept as a plan under the key. The next ones only have
+their data's sizes compared with the plan's.
+
+Where the extension isn't built, or for any body that is unusual, ``decode`` parses with protobuf
+every time. Both ways give the same; a property test holds them to it.
+
+Invariant: a plan is only as good as the routes that it was made under. ``Engine.generation``
+changes with the routes, and drops all plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from tensorferry.batching.pending import Pending
+from tensorferry.engine import Engine, LiveModel
+from tensorferry.model import Bound
+from tensorferry.service import codec
+from tensorferry.service.status import parsed
+from tensorferry.tensors import Buffer, Tensor, rows_of
+from tensorferry.wire import open_inference_pb2 as pb
+
+__all__ = ["Decoded", "Plan", "Planner"]
+
+#: Distinct request forms kept; past it all are dropped and made anew. A form is a model, a row
+#: count and parameters: callers have a few, and one who makes a new one each time costs a parse.
+_MAX_PLANS: Final = 4096
+#: A key longer than this isn't kept: it holds parameters or typed data, not a form.
+_MAX_KEY_BYTES: Final = 2048
+
+#: ``_scan.join_response`` keeps its buffers in an array of this size.
+_MAX_JOINED: Final = 16
+
+_Scanned = tuple[bytes, bytes, list[Buffer]]
+_Join = Callable[[bytes, bytes, bytes, list[Buffer], int, int, int], bytes]
+
+
+def _no_scan(body: bytes) -> _Scanned | None:
+    return None
+
+
+_scan: Callable[[bytes], _Scanned | None] = _no_scan
+_join: _Join | None = None
+try:
+    from tensorferry.service._scan import join_response as _join
+    from tensorferry.service._scan import scan as _scan
+except ImportError:
+    pass  # not built: protobuf does it all
+
+
+class Plan:
+    """One form of request to one live model."""
+
+    __slots__ = ("_described", "_described_for", "_head", "bound", "live", "requested", "sizes", "timeout_s")
+
+    def __init__(
+        self, live: LiveModel, bound: Bound, requested: tuple[str, ...], timeout_s: float | None
+    ) -> None:
+        self.live = live
+        self.bound = bound
+        self.requested = requested
+        self.timeout_s = timeout_s
+        self.sizes: list[int] = []
+        spec = live.spec
+        response = pb.ModelInferResponse(model_name=spec.name, model_version=str(spec.version))
+        self._head = response.SerializeToString()
+        self._described_for: list[tuple[str, tuple[int, ...]]] = []
+        self._described = b""
+
+    def encode(self, identity: bytes, outputs: Sequence[Tensor], first_row: int, batch_rows: int) -> bytes:
+        """Serialise the answer: this form's rows of the batch's outputs, from ``first_row`` on."""
+        rows = self.bound.rows
+        if _join is None or not batch_rows or len(outputs) > _MAX_JOINED:
+            if batch_rows:
+                outputs = [rows_of(output, first_row, rows) for output in outputs]
+            response = codec.encode_response(self.live.spec, identity.decode(), outputs, self.requested)
+            return response.SerializeToString()
+        if self.requested:
+            by_name = {output.name: output for output in outputs}
+            outputs = [by_name[name] for name in self.requested]
+        # A model without a configuration may answer with other shapes and datatypes each time.
+        kinds = [(output.datatype, output.shape[1:]) for output in outputs]
+        if kinds != self._described_for:
+            self._described = codec.described_outputs(outputs, rows)
+            self._described_for = kinds
+        datas = [output.data for output in outputs]
+        return _join(self._head, identity, self._described, datas, first_row, rows, batch_rows)
+
+    def stream_response(self, identity: bytes, request: Pending) -> pb.ModelStreamInferResponse:
+        """Build the answer to one message of a stream."""
+        body = self.encode(identity, request.batch_outputs, request.first_row, request.batch_rows)
+        return pb.ModelStreamInferResponse(infer_response=pb.ModelInferResponse.FromString(body))
+
+
+#: A request, ready to be submitted: its form, its id, and its data by input. A plain tuple: one is
+#: made for each request.
+Decoded = tuple[Plan, bytes, Sequence[Buffer]]
+
+
+class Planner:
+    """Decodes requests for an engine, remembering their forms."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._plans: dict[bytes, Plan] = {}
+        self._generation = -1
+
+    def decode(self, body: bytes) -> Decoded:
+        """Parse and check a serialised ModelInferRequest, or recognise its form.
+
+        Raises:
+            InvalidRequest, NotFound, ModelNotReady, Draining: as ``Engine.resolve`` and ``bind``.
+        """
+        scanned = _scan(body)
+        if scanned is None:
+            return self._parse(body)[0]
+        key, identity, parts = scanned
+        if self._generation != self._engine.generation:
+            self._generation = self._engine.generation
+            self._plans.clear()
+        plan = self._plans.get(key)
+        if plan is not None and [len(part) for part in parts] == plan.sizes and identity.isascii():
+            return plan, identity, parts
+        decoded, in_order = self._parse(body)
+        if in_order and len(key) <= _MAX_KEY_BYTES:
+            if len(self._plans) >= _MAX_PLANS:
+                self._plans.clear()
+            plan, _, data = decoded
+            plan.sizes = [len(part) for part in data]
+            self._plans[key] = plan
+        return decoded
+
+    def _parse(self, body: bytes) -> tuple[Decoded, bool]:
+        """Parse with protobuf. Also returns whether the form may be kept.
+
+        It may if the data is raw, in the model's order, and needs no look at its values.
+        """
+        message = parsed(pb.ModelInferRequest, body)
+        live = self._engine.resolve(message.model_name, message.model_version)
+        requested = codec.requested_outputs(message, live.spec)
+        timeout_s = codec.timeout_of(message) if message.parameters else None
+        tensors = codec.decode_inputs(message)
+        bound = live.spec.bind(tensors)
+        in_order = bool(message.raw_input_contents) and all(
+            mine is theirs and mine.datatype != "BOOL"
+            for mine, theirs in zip(bound.tensors, tensors, strict=True)
+        )
+        parts = [tensor.data for tensor in bound.tensors]
+        if in_order:
+            # The plan outlives the request: it must not keep the request's data.
+            bound.forget_data()
+        return (Plan(live, bound, requested, timeout_s), message.id.encode(), parts), in_order

@@ -1,0 +1,227 @@
+"""``--processes N``: one parent that starts N whole servers on one port and keeps them going.
+
+The kernel spreads connections over the processes' listening sockets (SO_REUSEPORT). The parent
+holds the port without listening, so that ``--grpc-port 0`` means one port for all, loads no model,
+and serves the HTTP port for all of them: ready when all are, metrics summed.
+
+A worker that dies is started again, after a pause that doubles while it keeps dying. SIGTERM and
+SIGINT drain all workers; a second signal kills them. A worker whose parent dies drains and ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import aiohttp
+import structlog
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from tensorferry import metrics
+from tensorferry.config import ServerConfig
+from tensorferry.errors import SettingsError
+from tensorferry.http_port import listen
+
+__all__ = ["settings_of", "supervise"]
+
+_log = structlog.get_logger("tensorferry.supervisor")
+
+_FIRST_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 30.0
+#: A worker that served this long was well; its next death counts as the first.
+_WELL_AFTER_S = 60.0
+_SCRAPE_TIMEOUT_S = 5.0
+_CONFIGURATION_STATUS = 2
+
+
+class _Worker:
+    """One child process, started again whenever it ends before its time."""
+
+    def __init__(self, number: int, config: ServerConfig) -> None:
+        self.number = number
+        self.transport = ""
+        self.http_url = ""
+        self.announcement = asyncio.get_running_loop().create_future()
+        self.is_ready = False
+        self._config = config
+        self._process: asyncio.subprocess.Process | None = None
+        self._stopping = False
+
+    async def run(self) -> None:
+        """Keep the worker going until ``stop``.
+
+        Raises:
+            SettingsError: it found its settings or its repository wrong at its first start.
+        """
+        pause_s = _FIRST_PAUSE_S
+        loop = asyncio.get_running_loop()
+        while True:
+            started = loop.time()
+            status = await self._run_once()
+            if self._stopping:
+                return
+            if status == _CONFIGURATION_STATUS and not self.announcement.done():
+                raise SettingsError("a server process refused its settings; its message is above")
+            if loop.time() - started > _WELL_AFTER_S:
+                pause_s = _FIRST_PAUSE_S
+            _log.error(
+                "server process ended; starting it again", process=self.number, status=status, pause_s=pause_s
+            )
+            await asyncio.sleep(pause_s)
+            if self.is_stopping():
+                return
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def _run_once(self) -> int:
+        settings = json.dumps(dataclasses.asdict(self._config), default=str)
+        self._process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "tensorferry.worker", str(os.getpid()), settings),
+            stdout=asyncio.subprocess.PIPE,
+            # Out of the terminal's reach: Ctrl-C is the parent's to pass on, and twice is a kill.
+            start_new_session=True,
+        )
+        assert self._process.stdout is not None, "stdout is a pipe"
+        async for raw in self._process.stdout:
+            self._heard(raw.decode().strip())
+        self.is_ready = False
+        self.http_url = ""
+        return await self._process.wait()
+
+    def _heard(self, line: str) -> None:
+        if line.startswith("grpc listening on "):
+            self.transport = line.rpartition("(")[2].rstrip(")")
+        elif line.startswith("http listening on "):
+            self.http_url = "http://" + line.removeprefix("http listening on ")
+        elif line.startswith("ready"):
+            self.is_ready = True
+            if not self.announcement.done():
+                self.announcement.set_result(line)
+
+    def is_stopping(self) -> bool:
+        """Whether ``stop`` has been called."""
+        return self._stopping
+
+    def stop(self, number: signal.Signals) -> None:
+        """Pass a signal on; the worker isn't started again."""
+        self._stopping = True
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(number)
+
+
+class _Front:
+    """The HTTP port for all workers."""
+
+    def __init__(self, workers: list[_Worker]) -> None:
+        self._workers = workers
+
+    async def live(self, request: web.Request) -> web.Response:
+        return web.json_response({"live": True})
+
+    async def ready(self, request: web.Request) -> web.Response:
+        not_ready: dict[str, object] = {}
+        for worker, answer in zip(self._workers, await self._ask("/healthz/ready"), strict=True):
+            if answer is None:
+                not_ready[f"process {worker.number}"] = "starting"
+            else:
+                not_ready |= json.loads(answer)["not_ready"]
+        return web.json_response(
+            {"ready": not not_ready, "not_ready": not_ready}, status=503 if not_ready else 200
+        )
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        parts = [answer for answer in await self._ask("/metrics") if answer is not None]
+        return web.Response(body=metrics.summed(parts), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    async def _ask(self, path: str) -> list[str | None]:
+        timeout = aiohttp.ClientTimeout(total=_SCRAPE_TIMEOUT_S)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            return await asyncio.gather(*(self._ask_one(session, worker, path) for worker in self._workers))
+
+    async def _ask_one(self, session: aiohttp.ClientSession, worker: _Worker, path: str) -> str | None:
+        if not worker.http_url or not worker.is_ready:
+            return None
+        try:
+            async with session.get(worker.http_url + path) as response:
+                return await response.text()
+        except (aiohttp.ClientError, TimeoutError):
+            return None  # it has just died; it is being started again
+
+
+async def supervise(config: ServerConfig) -> None:
+    """Run ``config.processes`` servers until SIGTERM or SIGINT.
+
+    Raises:
+        SettingsError: a port can't be had, or the workers refused their settings.
+    """
+    holder = _hold_port(config.host, config.grpc_port)
+    port = holder.getsockname()[1]
+    worker_config = dataclasses.replace(config, grpc_port=port, http_port=0)
+    workers = [_Worker(number, worker_config) for number in range(config.processes)]
+    front = _Front(workers)
+    routes = {"/healthz/live": front.live, "/healthz/ready": front.ready, "/metrics": front.metrics}
+    runner, http_port = await listen(routes, config.host, config.http_port)
+    _forward_signals(workers)
+    announcing = asyncio.create_task(_announce(config, port, http_port, workers))
+    try:
+        async with asyncio.TaskGroup() as group:
+            for worker in workers:
+                group.create_task(worker.run())
+    except* SettingsError as errors:
+        for worker in workers:
+            worker.stop(signal.SIGTERM)
+        raise errors.exceptions[0] from None
+    finally:
+        announcing.cancel()
+        await runner.cleanup()
+        holder.close()
+
+
+async def _announce(config: ServerConfig, port: int, http_port: int, workers: list[_Worker]) -> None:
+    lines = await asyncio.gather(*(worker.announcement for worker in workers))
+    transport = f"{workers[0].transport}, {config.processes} processes"
+    print(f"grpc listening on {config.host}:{port} ({transport})")
+    print(f"http listening on {config.host}:{http_port}")
+    print(max(lines, key=len), flush=True)
+
+
+def _forward_signals(workers: list[_Worker]) -> None:
+    loop = asyncio.get_running_loop()
+    seen: list[signal.Signals] = []
+
+    def on_signal(number: signal.Signals) -> None:
+        for worker in workers:
+            worker.stop(signal.SIGKILL if seen else signal.SIGTERM)
+        if seen:
+            os._exit(1)
+        seen.append(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+
+
+def _hold_port(host: str, port: int) -> socket.socket:
+    """Bind the port without listening: the kernel hands connections only to those who listen."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        holder = socket.socket(family, kind, protocol)
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        holder.bind(address)
+    except OSError as error:
+        raise SettingsError(f"can't listen on {host}:{port} for gRPC: {error.strerror}") from None
+    return holder
+
+
+def settings_of(text: str) -> ServerConfig:
+    """Rebuild the settings that a parent has sent to its worker."""
+    values = json.loads(text)
+    values["model_repository"] = Path(values["model_repository"])
+    return ServerConfig(**values)

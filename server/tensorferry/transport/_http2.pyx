@@ -1,0 +1,1132 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, initializedcheck=False
+"""HTTP/2 and gRPC framing for one connection, on nghttp2.
+
+nghttp2 does frames, HPACK and HTTP/2's state; this file does gRPC on top: paths to methods, message
+framing, timeouts, status. It knows no sockets (``http2.py`` has them) and no models.
+
+Rules for this file:
+
+1. Everything runs on the loop thread.
+2. nghttp2 is never entered again from one of its callbacks, except by its ``submit`` functions, which
+   it allows. So callbacks only note what happened; ``_dispatch`` acts after ``mem_recv`` returned.
+3. A ``Stream`` is owned by its session's ``_streams`` from the request's headers until
+   ``on_stream_close``; nghttp2 holds borrowed pointers to it for exactly that long. A handler may
+   hold it longer: every method of a stream that is closed does nothing.
+4. ``_unsent`` counts reply bytes from ``reply`` to the output buffer; ``_receiving`` the bytes of messages
+   that are partly here. Both return to 0 when the streams are gone (the soak test checks).
+
+One tick: ``buffer_updated`` (one ``mem_recv``, then all calls of that read) marks the session dirty when
+anything is to be sent; the hub flushes all dirty sessions in one callback, one write for each.
+"""
+
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE, PyByteArray_Resize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdint cimport int32_t, uint8_t, uint32_t
+from libc.string cimport memcmp, memcpy
+
+import time
+import zlib
+from collections import deque
+
+from tensorferry.transport._nghttp2 cimport *
+
+cdef object _monotonic = time.monotonic
+
+cdef enum:
+    NO_ERROR = 0
+    ENHANCE_YOUR_CALM = 11
+
+    FLAG_NONE = 0
+    FLAG_END_STREAM = 1
+    FLAG_ACK = 1
+
+    DATA = 0
+    HEADERS = 1
+    PRIORITY = 2
+    RST_STREAM = 3
+    SETTINGS = 4
+    PING = 6
+
+    NV_NONE = 0
+    NV_STATIC = 2 | 4  # neither name nor value needs copying
+
+    DATA_EOF = 1
+    DATA_NO_END_STREAM = 2
+    DATA_NO_COPY = 4
+
+    ERR_DEFERRED = -508
+
+    SETTINGS_MAX_CONCURRENT_STREAMS = 3
+    SETTINGS_INITIAL_WINDOW_SIZE = 4
+    SETTINGS_MAX_HEADER_LIST_SIZE = 6
+    SETTINGS_NO_RFC7540_PRIORITIES = 9
+
+    HCAT_REQUEST = 0
+
+    STATUS_OK = 0
+    STATUS_UNKNOWN = 2
+    STATUS_DEADLINE_EXCEEDED = 4
+    STATUS_RESOURCE_EXHAUSTED = 8
+    STATUS_UNIMPLEMENTED = 12
+    STATUS_INTERNAL = 13
+
+    # What one flush puts into the socket's hands before it asks whether the peer keeps up.
+    FLUSH_BYTES = 1 << 20
+    # What a stream may have waiting for its handler before its flow-control credit is withheld.
+    INBOX_BYTES = 1 << 20
+    WINDOW_BYTES = 1 << 20
+    CONNECTION_WINDOW_BYTES = 16 << 20
+    RECEIVE_BUFFER_BYTES = 256 << 10
+
+cdef double NEVER = float("inf")
+
+# Message encodings, as bits of what a peer accepts.
+cdef enum:
+    IDENTITY = 0
+    GZIP = 1
+    DEFLATE = 2
+    UNKNOWN_ENCODING = 4
+
+ENCODINGS = {"identity": IDENTITY, "gzip": GZIP, "deflate": DEFLATE}
+ACCEPTED = b"identity,gzip,deflate"
+
+
+def nghttp2_version_text():
+    """Return nghttp2's version, as it runs."""
+    return nghttp2_version(0).version_str.decode()
+
+
+cdef inline nghttp2_nv _nv(const char *name, size_t namelen, const char *value, size_t valuelen, uint8_t flags) noexcept:
+    cdef nghttp2_nv nv
+    nv.name = <uint8_t *> name
+    nv.namelen = namelen
+    nv.value = <uint8_t *> value
+    nv.valuelen = valuelen
+    nv.flags = flags
+    return nv
+
+
+cdef class Hub:
+    """What all sessions of a transport share: the method table, the limits, and the flush.
+
+    ``unary`` maps a path (bytes) to a callback handler; ``rpcs`` maps a path to whatever
+    ``start_rpc(stream, value)`` wants to see when such a call begins. Limits are in bytes, streams,
+    or events (a burst, and a rate per second).
+    """
+
+    cdef dict _unary
+    cdef dict _rpcs
+    cdef object _start_rpc
+    cdef object _call_soon
+    cdef object _log_error
+    cdef list _dirty
+    cdef bint _scheduled
+    cdef bytearray _receive_buffer
+    cdef object _receive_view
+    cdef int _compression
+    cdef nghttp2_session_callbacks *_callbacks
+    cdef nghttp2_option *_option
+    cdef readonly object limits
+    cdef Py_ssize_t _max_message
+    cdef Py_ssize_t _max_receiving
+    cdef Py_ssize_t _max_unsent
+    cdef Py_ssize_t _max_header_list
+    cdef uint32_t _max_streams
+    cdef double _control_burst
+    cdef double _control_rate
+    cdef double _reset_burst
+    cdef double _reset_rate
+    cdef double _ping_interval
+
+    def __cinit__(self, dict unary, dict rpcs, *, start_rpc, call_soon, log_error, limits):
+        self._unary = unary
+        self._rpcs = rpcs
+        self._start_rpc = start_rpc
+        self._call_soon = call_soon
+        self._log_error = log_error
+        self._dirty = []
+        self._scheduled = False
+        self._receive_buffer = bytearray(RECEIVE_BUFFER_BYTES)
+        self._receive_view = memoryview(self._receive_buffer)
+        self.limits = limits
+        self._compression = ENCODINGS[limits.response_compression]
+        self._max_message = limits.max_message_bytes
+        self._max_receiving = limits.max_connection_receive_bytes
+        self._max_unsent = limits.max_connection_send_bytes
+        self._max_header_list = limits.max_header_list_bytes
+        self._max_streams = limits.max_concurrent_streams
+        self._control_burst = limits.max_control_frames_burst
+        self._control_rate = limits.max_control_frames_per_s
+        self._reset_burst = limits.max_resets_burst
+        self._reset_rate = limits.max_resets_per_s
+        self._ping_interval = limits.min_ping_interval_s
+        if nghttp2_session_callbacks_new(&self._callbacks) or nghttp2_option_new(&self._option):
+            raise MemoryError
+        nghttp2_session_callbacks_set_on_begin_headers_callback(self._callbacks, _on_begin_headers)
+        nghttp2_session_callbacks_set_on_header_callback(self._callbacks, _on_header)
+        nghttp2_session_callbacks_set_on_frame_recv_callback(self._callbacks, _on_frame_recv)
+        nghttp2_session_callbacks_set_on_frame_send_callback(self._callbacks, _on_frame_send)
+        nghttp2_session_callbacks_set_on_data_chunk_recv_callback(self._callbacks, _on_data_chunk_recv)
+        nghttp2_session_callbacks_set_on_stream_close_callback(self._callbacks, _on_stream_close)
+        nghttp2_session_callbacks_set_send_data_callback(self._callbacks, _send_data)
+        nghttp2_option_set_no_auto_window_update(self._option, 1)
+        nghttp2_option_set_no_closed_streams(self._option, 1)
+
+    # The callbacks and options live as long as the process: a transport is made once.
+
+    cdef inline void _mark(self, Session session):
+        self._dirty.append(session)
+        if not self._scheduled:
+            self._scheduled = True
+            self._call_soon(self._flush_all)
+
+    def _flush_all(self):
+        cdef Session session
+        self._scheduled = False
+        dirty = self._dirty
+        self._dirty = []
+        for session in dirty:
+            session._dirty = False
+            session.flush()
+
+
+cdef class Stream:
+    """One call. A handler's view of it is ``service.methods.UnaryCall``, and more for RPC tasks.
+
+    ``deadline`` is an instant of ``time.monotonic()``. ``metadata`` is a list of (name, value) pairs
+    of bytes for RPC tasks, None for unary callbacks. For RPC tasks ``rpc`` gets ``on_message(bytes)``,
+    ``on_half_close()`` and ``on_cancel()``; for unary callbacks ``on_cancel`` is called instead.
+    """
+
+    cdef Session _session
+    cdef readonly int32_t id
+    cdef object _handler
+    cdef bint _is_rpc
+    cdef public double deadline
+    cdef public object on_cancel
+    cdef public object rpc
+    cdef readonly list metadata
+    cdef readonly bytes path
+
+    # receiving
+    cdef bint _has_method
+    cdef bint _has_content_type
+    cdef bint _is_grpc
+    cdef bint _is_post
+    cdef bint _bad_timeout
+    cdef int _encoding
+    cdef readonly int accepts
+    cdef Py_ssize_t _header_bytes
+    cdef uint8_t _prefix[5]
+    cdef int _prefix_length
+    cdef bint _compressed
+    cdef bytes _partial
+    cdef Py_ssize_t _filled
+    cdef Py_ssize_t _expected
+    cdef int _messages
+    cdef bytes _body
+    cdef bint _remote_done
+    cdef Py_ssize_t _inbox
+    cdef Py_ssize_t _withheld
+
+    # sending
+    cdef bint _headers_sent
+    cdef bint _submitted
+    cdef bint _finished
+    cdef bint _closed
+    cdef bytes _out
+    cdef uint8_t _out_flag
+    cdef Py_ssize_t _offset
+    cdef object _queue
+    cdef Py_ssize_t _queued
+    cdef int _status
+    cdef bytes _details
+    cdef list _trailing
+
+    def __cinit__(self):
+        self.deadline = NEVER
+        self._encoding = IDENTITY
+
+    @property
+    def is_closed(self):
+        """Whether nothing that is sent would reach the peer any more."""
+        return self._closed
+
+    @property
+    def is_finished(self):
+        """Whether the outcome has been given."""
+        return self._finished
+
+    @property
+    def queued_bytes(self):
+        """Reply bytes that wait in this stream."""
+        return self._queued if not self._closed else 0
+
+    @property
+    def peer(self):
+        """The caller's address, as grpcio writes it."""
+        return self._session.peer
+
+    # -- the handler's side: unary ------------------------------------------------------------
+
+    def reply(self, bytes message not None):
+        """Answer with one message and status OK."""
+        cdef nghttp2_nv headers[3]
+        cdef nghttp2_data_provider provider
+        cdef size_t count = 2
+        if self._finished or self._closed:
+            return
+        if self.deadline != NEVER and <double> _monotonic() > self.deadline:
+            self._fail(STATUS_DEADLINE_EXCEEDED, b"the deadline came before the answer")
+            return
+        if PyBytes_GET_SIZE(message) > self._session._hub._max_message:
+            self._fail(STATUS_RESOURCE_EXHAUSTED, b"the reply is larger than max_message_bytes")
+            return
+        self._out_flag = 0
+        headers[0] = _nv(b":status", 7, b"200", 3, NV_STATIC)
+        headers[1] = _nv(b"content-type", 12, b"application/grpc", 16, NV_STATIC)
+        if self._session._hub._compression & self.accepts:
+            message = self._compress(message)
+            headers[2] = self._encoding_header()
+            count = 3
+        self._out = message
+        self._offset = 0
+        self._status = STATUS_OK
+        self._finished = True
+        self._headers_sent = True
+        self._submitted = True
+        self._session._unsent += PyBytes_GET_SIZE(message) + 5
+        provider.source.ptr = <void *> self
+        provider.read_callback = _read_data
+        nghttp2_submit_response(self._session._ptr, self.id, headers, count, &provider)
+        self._session._touch()
+
+    def fail(self, code, str details):
+        """End the call with a ``grpc.StatusCode`` (or its number) and a text."""
+        if self._finished or self._closed:
+            return
+        number = code if isinstance(code, int) else code.value[0]
+        self._fail(number, _percent_encoded(details))
+
+    cdef void _fail(self, int status, bytes details):
+        """End the call with an error; ``details`` is percent-encoded."""
+        if self._headers_sent:
+            self._status = status
+            self._details = details
+            self._finished = True
+            self._resume()
+            return
+        self._finished = True
+        self._headers_sent = True
+        self._submit_trailers_only(status, details, None)
+
+    cdef void _submit_trailers_only(self, int status, bytes details, list trailing):
+        fields = [(b":status", b"200"), (b"content-type", b"application/grpc"), (b"grpc-status", b"%d" % status)]
+        if details:
+            fields.append((b"grpc-message", details))
+        if status == STATUS_UNIMPLEMENTED:
+            fields.append((b"grpc-accept-encoding", ACCEPTED))
+        if trailing:
+            fields += trailing
+        self._submit_response(fields)
+
+    cdef void _refuse_http(self, bytes status, bytes content):
+        """Answer something that isn't gRPC, as HTTP."""
+        self._finished = True
+        self._headers_sent = True
+        self._submit_response([(b":status", status), (b"content-type", b"text/plain"), (b"grpc-status", b"13"),
+                               (b"grpc-message", content)])
+
+    cdef void _submit_response(self, list fields):
+        cdef nghttp2_nv headers[64]
+        cdef size_t count = _fill(headers, 64, fields)
+        nghttp2_submit_response(self._session._ptr, self.id, headers, count, NULL)
+        self._session._touch()
+
+    # -- the handler's side: RPC tasks ----------------------------------------------------------
+
+    def send_headers(self, list metadata):
+        """Send the initial metadata: (name, value) pairs of bytes. Only once, before any message."""
+        cdef nghttp2_nv headers[64]
+        cdef size_t count
+        if self._headers_sent or self._closed:
+            return
+        self._headers_sent = True
+        fields = [(b":status", b"200"), (b"content-type", b"application/grpc"), (b"grpc-accept-encoding", ACCEPTED)]
+        if self._session._hub._compression & self.accepts:
+            fields.append((b"grpc-encoding", b"gzip" if self._session._hub._compression == GZIP else b"deflate"))
+        fields += metadata
+        count = _fill(headers, 64, fields)
+        nghttp2_submit_headers(self._session._ptr, FLAG_NONE, self.id, NULL, headers, count, NULL)
+        self._session._touch()
+
+    def send_message(self, bytes message not None):
+        """Queue one message of a streaming reply. Returns the bytes that wait to be sent."""
+        if self._finished or self._closed:
+            return 0
+        if not self._headers_sent:
+            self.send_headers([])
+        if self._queue is None:
+            self._queue = deque()
+        flag = 0
+        if self._session._hub._compression & self.accepts:
+            message = self._compress(message)
+            flag = 1
+        self._queue.append((message, flag))
+        self._queued += PyBytes_GET_SIZE(message) + 5
+        self._session._unsent += PyBytes_GET_SIZE(message) + 5
+        self._resume()
+        return self._queued
+
+    def finish(self, int status, str details, list trailing):
+        """End the reply with a status and trailing metadata."""
+        if self._finished or self._closed:
+            return
+        self._status = status
+        self._details = _percent_encoded(details)
+        self._trailing = trailing
+        self._finished = True
+        if not self._headers_sent:
+            self._headers_sent = True
+            self._submit_trailers_only(status, self._details, trailing)
+            return
+        self._resume()
+
+    def taken(self, Py_ssize_t size):
+        """Say that the handler has taken a message of ``size`` bytes from its inbox: credit the sender."""
+        self._inbox -= size
+        if self._withheld and self._inbox < INBOX_BYTES and not self._closed:
+            nghttp2_session_consume_stream(self._session._ptr, self.id, self._withheld)
+            self._withheld = 0
+            self._session._touch()
+
+    cdef void _resume(self):
+        cdef nghttp2_data_provider provider
+        if self._submitted:
+            nghttp2_session_resume_data(self._session._ptr, self.id)
+        else:
+            self._submitted = True
+            provider.source.ptr = <void *> self
+            provider.read_callback = _read_data
+            nghttp2_submit_data(self._session._ptr, FLAG_END_STREAM, self.id, &provider)
+        self._session._touch()
+
+    cdef bytes _compress(self, bytes message):
+        self._out_flag = 1
+        compressor = zlib.compressobj(6, zlib.DEFLATED, 31 if self._session._hub._compression == GZIP else 15)
+        return compressor.compress(message) + compressor.flush()
+
+    cdef nghttp2_nv _encoding_header(self) noexcept:
+        if self._session._hub._compression == GZIP:
+            return _nv(b"grpc-encoding", 13, b"gzip", 4, NV_STATIC)
+        return _nv(b"grpc-encoding", 13, b"deflate", 7, NV_STATIC)
+
+    # -- the wire's side ------------------------------------------------------------------------
+
+    cdef void _header(self, const uint8_t *name, size_t namelen, const uint8_t *value, size_t valuelen):
+        cdef Hub hub = self._session._hub
+        self._header_bytes += namelen + valuelen + 32
+        if self._header_bytes > hub._max_header_list:
+            return
+        if namelen == 5 and memcmp(name, b":path", 5) == 0:
+            self._route((<const char *> value)[:valuelen])
+        elif namelen == 7 and memcmp(name, b":method", 7) == 0:
+            self._is_post = valuelen == 4 and memcmp(value, b"POST", 4) == 0
+        elif namelen == 12 and memcmp(name, b"content-type", 12) == 0:
+            self._is_grpc = valuelen >= 16 and memcmp(value, b"application/grpc", 16) == 0 and (
+                valuelen == 16 or value[16] == c"+" or value[16] == c";")
+        elif namelen == 12 and memcmp(name, b"grpc-timeout", 12) == 0:
+            self._parse_timeout(value, valuelen)
+        elif namelen == 13 and memcmp(name, b"grpc-encoding", 13) == 0:
+            self._encoding = ENCODINGS.get((<const char *> value)[:valuelen].decode("latin-1"), UNKNOWN_ENCODING)
+        elif namelen == 20 and memcmp(name, b"grpc-accept-encoding", 20) == 0:
+            if hub._compression:
+                self._parse_accepted((<const char *> value)[:valuelen])
+        elif self.metadata is not None and name[0] != c":":
+            self.metadata.append(((<const char *> name)[:namelen], (<const char *> value)[:valuelen]))
+
+    cdef void _route(self, bytes path):
+        cdef Hub hub = self._session._hub
+        self.path = path
+        handler = hub._unary.get(path)
+        if handler is None:
+            handler = hub._rpcs.get(path)
+            self._is_rpc = handler is not None
+            self.metadata = []
+        self._handler = handler
+
+    cdef void _parse_timeout(self, const uint8_t *value, size_t length):
+        """``grpc-timeout``: one to eight digits and a unit."""
+        cdef double seconds = 0
+        cdef size_t index
+        if length < 2 or length > 9:
+            self._bad_timeout = True
+            return
+        for index in range(length - 1):
+            if value[index] < c"0" or value[index] > c"9":
+                self._bad_timeout = True
+                return
+            seconds = seconds * 10 + (value[index] - c"0")
+        unit = value[length - 1]
+        if unit == c"n":
+            seconds *= 1e-9
+        elif unit == c"u":
+            seconds *= 1e-6
+        elif unit == c"m":
+            seconds *= 1e-3
+        elif unit == c"M":
+            seconds *= 60
+        elif unit == c"H":
+            seconds *= 3600
+        elif unit != c"S":
+            self._bad_timeout = True
+            return
+        self.deadline = self._session._now + seconds
+
+    cdef void _parse_accepted(self, bytes value):
+        for name in value.split(b","):
+            self.accepts |= ENCODINGS.get(name.strip().decode("latin-1"), 0)
+
+    cdef void _headers_done(self, bint end_stream):
+        """The request's headers are complete: refuse, start an RPC, or wait for the message."""
+        if self._header_bytes > self._session._hub._max_header_list:
+            self._fail(STATUS_RESOURCE_EXHAUSTED, b"the request's headers are larger than max_header_list_bytes")
+        elif not self._is_post:
+            self._refuse_http(b"405", b"gRPC calls are POST")
+        elif not self._is_grpc:
+            self._refuse_http(b"415", b"the content-type must be application/grpc")
+        elif self._handler is None:
+            self._fail(STATUS_UNIMPLEMENTED, b"no such method: " + _percent_encoded(self.path.decode("latin-1")))
+        elif self._bad_timeout:
+            self._fail(STATUS_INTERNAL, b"malformed grpc-timeout")
+        elif self._encoding == UNKNOWN_ENCODING:
+            self._fail(STATUS_UNIMPLEMENTED, b"unknown grpc-encoding; accepted are identity, gzip and deflate")
+        elif self._is_rpc:
+            self._session._events.append((START, self, self._handler))
+
+    cdef void _data(self, const uint8_t *data, size_t length):
+        """Assemble messages. One copy: from the socket's buffer into the message's bytes."""
+        cdef size_t part
+        cdef Hub hub = self._session._hub
+        while length:
+            if self._prefix_length < 5:
+                part = min(<size_t> (5 - self._prefix_length), length)
+                memcpy(&self._prefix[self._prefix_length], data, part)
+                self._prefix_length += <int> part
+                data += part
+                length -= part
+                if self._prefix_length < 5 or not self._begin_message():
+                    return
+                if self._expected == 0:
+                    self._message(b"")
+                    continue
+                if length >= <size_t> self._expected:
+                    part = self._expected
+                    self._message(PyBytes_FromStringAndSize(<const char *> data, part))
+                    data += part
+                    length -= part
+                    continue
+                self._partial = PyBytes_FromStringAndSize(NULL, self._expected)
+                self._session._receiving += self._expected
+                if self._session._receiving > hub._max_receiving:
+                    self._give_up(STATUS_RESOURCE_EXHAUSTED, b"messages on this connection exceed max_connection_receive_bytes")
+                    return
+            part = min(<size_t> (self._expected - self._filled), length)
+            memcpy(PyBytes_AS_STRING(self._partial) + self._filled, data, part)
+            self._filled += part
+            data += part
+            length -= part
+            if self._filled == self._expected:
+                self._session._receiving -= self._expected
+                message = self._partial
+                self._partial = None
+                self._message(message)
+
+    cdef bint _begin_message(self):
+        self._expected = (self._prefix[1] << 24) | (self._prefix[2] << 16) | (self._prefix[3] << 8) | self._prefix[4]
+        self._filled = 0
+        self._compressed = self._prefix[0] == 1
+        if self._prefix[0] > 1 or (self._compressed and self._encoding == IDENTITY):
+            self._give_up(STATUS_INTERNAL, b"a message's compressed flag doesn't fit grpc-encoding")
+        elif self._expected < 0 or self._expected > self._session._hub._max_message:
+            self._give_up(STATUS_RESOURCE_EXHAUSTED, b"a message of %d bytes; max_message_bytes is %d" % (
+                <long long> <uint32_t> self._expected, self._session._hub._max_message))
+        else:
+            return True
+        return False
+
+    cdef void _message(self, bytes message):
+        self._prefix_length = 0
+        if self._compressed:
+            try:
+                message = _decompressed(message, self._encoding, self._session._hub._max_message)
+            except OverflowError:
+                self._give_up(STATUS_RESOURCE_EXHAUSTED, b"a message is larger than max_message_bytes when decompressed")
+                return
+            except zlib.error:
+                self._give_up(STATUS_INTERNAL, b"a message doesn't decompress")
+                return
+        if self._is_rpc:
+            self._inbox += PyBytes_GET_SIZE(message)
+            self._session._events.append((MESSAGE, self, message))
+            return
+        self._messages += 1
+        self._body = message
+
+    cdef void _half_close(self):
+        """The peer has sent everything."""
+        self._remote_done = True
+        if self._finished:
+            return
+        if self._prefix_length:
+            self._give_up(STATUS_INTERNAL, b"the request ended within a message")
+        elif self._is_rpc:
+            self._session._events.append((HALF_CLOSE, self, None))
+        elif self._messages != 1:
+            self._give_up(STATUS_UNIMPLEMENTED, b"a unary call takes one message, not %d" % self._messages)
+        else:
+            self._session._calls.append(self)
+
+    cdef void _give_up(self, int status, bytes details):
+        """End the call from the wire's side: what the peer sent can't be served."""
+        if self._finished:
+            return
+        if self._partial is not None:
+            self._session._receiving -= self._expected
+            self._partial = None
+        if self._is_rpc:
+            self._session._events.append((CANCEL, self, None))
+        self._fail(status, details)
+
+    cdef void _on_closed(self):
+        """nghttp2 has forgotten the stream."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._partial is not None:
+            self._session._receiving -= self._expected
+            self._partial = None
+        if self._out is not None:
+            self._session._unsent -= PyBytes_GET_SIZE(self._out) + 5 - self._offset
+            self._out = None
+        if self._queue is not None:
+            for message, _ in self._queue:
+                self._session._unsent -= PyBytes_GET_SIZE(message) + 5
+            self._queue = None
+        if not self._finished or self._is_rpc:
+            self._session._events.append((CANCEL, self, None))
+
+
+cdef enum:
+    START = 0
+    MESSAGE = 1
+    HALF_CLOSE = 2
+    CANCEL = 3
+
+
+cdef class Session:
+    """One connection's HTTP/2 state; the protocol that asyncio calls (``get_buffer`` and so on)."""
+
+    cdef Hub _hub
+    cdef nghttp2_session *_ptr
+    cdef dict _streams
+    cdef list _calls
+    cdef list _events
+    cdef bint _dirty
+    cdef bint _lost
+    cdef bint _paused
+    cdef bint _reading_paused
+    cdef bint _in_nghttp2
+    cdef bint _closing
+    cdef double _now
+    cdef Py_ssize_t _unsent
+    cdef Py_ssize_t _receiving
+    cdef bytearray _out
+    cdef Py_ssize_t _out_length
+    cdef double _control_tokens
+    cdef double _control_at
+    cdef double _reset_tokens
+    cdef double _reset_at
+    cdef double _ping_at
+    cdef int _ping_strikes
+    cdef bint _awaits_pong
+    cdef readonly object transport
+    cdef readonly str peer
+    cdef readonly double opened_at
+    cdef readonly double heard_at
+    cdef readonly double busy_at
+    cdef readonly bint has_settings
+    cdef public double closes_at
+
+    def __init__(self, Hub hub):
+        cdef nghttp2_settings_entry settings[4]
+        self._hub = hub
+        self._streams = {}
+        self._calls = []
+        self._events = []
+        self.peer = "unknown"
+        self._control_tokens = hub._control_burst
+        self._reset_tokens = hub._reset_burst
+        self._now = _monotonic()
+        self.opened_at = self.heard_at = self.busy_at = self._control_at = self._reset_at = self._now
+        self.closes_at = NEVER
+        if nghttp2_session_server_new2(&self._ptr, hub._callbacks, <void *> self, hub._option):
+            raise MemoryError
+        settings[0].settings_id = SETTINGS_MAX_CONCURRENT_STREAMS
+        settings[0].value = hub._max_streams
+        settings[1].settings_id = SETTINGS_INITIAL_WINDOW_SIZE
+        settings[1].value = WINDOW_BYTES
+        settings[2].settings_id = SETTINGS_MAX_HEADER_LIST_SIZE
+        settings[2].value = <uint32_t> hub._max_header_list
+        settings[3].settings_id = SETTINGS_NO_RFC7540_PRIORITIES
+        settings[3].value = 1
+        nghttp2_submit_settings(self._ptr, FLAG_NONE, settings, 4)
+        nghttp2_session_set_local_window_size(self._ptr, FLAG_NONE, 0, CONNECTION_WINDOW_BYTES)
+
+    def __dealloc__(self):
+        if self._ptr != NULL:
+            nghttp2_session_del(self._ptr)
+
+    # -- asyncio's side -------------------------------------------------------------------------
+
+    def connection_made(self, transport):
+        """asyncio: the connection is there."""
+        self.transport = transport
+        address = transport.get_extra_info("peername")
+        if isinstance(address, tuple):
+            self.peer = f"ipv6:[{address[0]}]:{address[1]}" if ":" in address[0] else f"ipv4:{address[0]}:{address[1]}"
+        else:
+            self.peer = "unix:"
+        self._touch()
+
+    def connection_lost(self, error):
+        """asyncio: the connection is gone; every call on it is cancelled."""
+        cdef Stream stream
+        self._lost = True
+        for stream in list(self._streams.values()):
+            stream._on_closed()
+        self._streams.clear()
+        self._dispatch()
+        self.transport = None
+
+    def get_buffer(self, hint):
+        """asyncio: where to read into. One buffer serves all: it is read and parsed at once."""
+        return self._hub._receive_view
+
+    def buffer_updated(self, Py_ssize_t length):
+        """asyncio: so many bytes were read."""
+        cdef ssize_t taken
+        if self._lost or self._closing:
+            return
+        self._now = self.heard_at = _monotonic()
+        self._in_nghttp2 = True
+        taken = nghttp2_session_mem_recv(
+            self._ptr, <const uint8_t *> PyByteArray_AS_STRING(self._hub._receive_buffer), length)
+        self._in_nghttp2 = False
+        if taken < 0:
+            # Not HTTP/2, or misuse that nghttp2 ends the session for. It has queued its GOAWAY.
+            self._close_soon()
+        self._dispatch()
+        self._touch()
+
+    def eof_received(self):
+        """asyncio: the peer has closed its side. What is under way can't be answered reliably; close."""
+        return False
+
+    def pause_writing(self):
+        """asyncio: the socket is full."""
+        self._paused = True
+
+    def resume_writing(self):
+        """asyncio: the socket takes more."""
+        self._paused = False
+        self._touch()
+
+    # -- the transport's side ---------------------------------------------------------------------
+
+    @property
+    def stream_count(self):
+        """Calls in progress."""
+        return len(self._streams)
+
+    @property
+    def unsent_bytes(self):
+        """Reply bytes that the peer hasn't taken yet."""
+        return self._unsent
+
+    @property
+    def receiving_bytes(self):
+        """Bytes set aside for messages that are partly here."""
+        return self._receiving
+
+    def shutdown_notice(self):
+        """Say that the connection will close soon; calls that are under way to us are still taken."""
+        if not self._lost:
+            nghttp2_submit_shutdown_notice(self._ptr)
+            self._touch()
+
+    def goaway(self):
+        """Take no further call; close when those that were taken have been answered."""
+        if self._lost or self._closing:
+            return
+        nghttp2_submit_goaway(
+            self._ptr, FLAG_NONE, nghttp2_session_get_last_proc_stream_id(self._ptr), NO_ERROR, NULL, 0)
+        self._closing = not self._streams
+        self._touch()
+
+    def ping(self):
+        """Ask whether the peer is there. Returns False if it hasn't answered the last time."""
+        if self._awaits_pong:
+            return False
+        self._awaits_pong = True
+        nghttp2_submit_ping(self._ptr, FLAG_NONE, NULL)
+        self._touch()
+        return True
+
+    def abort(self):
+        """Close now, whatever is under way."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    def flush(self):
+        """Send what there is to send, in one write unless it is more than the socket takes."""
+        cdef const uint8_t *data
+        cdef ssize_t length
+        if self._lost or self.transport is None:
+            return
+        while not self._paused:
+            self._out = bytearray(512)
+            self._out_length = 0
+            self._in_nghttp2 = True
+            while self._out_length < FLUSH_BYTES:
+                length = nghttp2_session_mem_send(self._ptr, &data)
+                if length <= 0:
+                    break
+                self._append(data, length)
+            self._in_nghttp2 = False
+            if length < 0:
+                self._closing = True
+            if self._out_length:
+                PyByteArray_Resize(self._out, self._out_length)
+                self.transport.write(self._out)
+            self._out = None
+            if length <= 0:
+                break
+        if self._events:
+            self._dispatch()
+        self._regulate_reading()
+        if self._closing or (not nghttp2_session_want_read(self._ptr) and not nghttp2_session_want_write(self._ptr)):
+            self.transport.close()
+
+    cdef void _regulate_reading(self):
+        """A peer that doesn't read its replies isn't read from either, until it has caught up."""
+        if self._reading_paused:
+            if self._unsent < self._hub._max_unsent // 2:
+                self._reading_paused = False
+                self.transport.resume_reading()
+        elif self._unsent > self._hub._max_unsent:
+            self._reading_paused = True
+            self.transport.pause_reading()
+
+    cdef inline void _touch(self):
+        if not self._dirty and not self._lost:
+            self._dirty = True
+            self._hub._mark(self)
+
+    cdef void _append(self, const uint8_t *data, size_t length):
+        cdef Py_ssize_t needed = self._out_length + <Py_ssize_t> length
+        if needed > PyByteArray_GET_SIZE(self._out):
+            PyByteArray_Resize(self._out, max(needed, 2 * PyByteArray_GET_SIZE(self._out)))
+        memcpy(PyByteArray_AS_STRING(self._out) + self._out_length, data, length)
+        self._out_length = needed
+
+    cdef void _close_soon(self):
+        self._closing = True
+        self._touch()
+
+    cdef void _misused(self):
+        """The peer floods: GOAWAY ENHANCE_YOUR_CALM, then close."""
+        if not self._closing:
+            nghttp2_session_terminate_session(self._ptr, ENHANCE_YOUR_CALM)
+            self._close_soon()
+
+    cdef void _count_control(self):
+        self._control_tokens = min(
+            self._hub._control_burst, self._control_tokens + (self._now - self._control_at) * self._hub._control_rate) - 1
+        self._control_at = self._now
+        if self._control_tokens < 0:
+            self._misused()
+
+    cdef void _count_reset(self):
+        self._reset_tokens = min(
+            self._hub._reset_burst, self._reset_tokens + (self._now - self._reset_at) * self._hub._reset_rate) - 1
+        self._reset_at = self._now
+        if self._reset_tokens < 0:
+            self._misused()
+
+    cdef void _count_ping(self):
+        """Pings without anything in between are keepalives; oftener than allowed, they are misuse.
+
+        As in grpcio, two too early are forgiven, and anything that we send forgives all: clients
+        also ping to measure the bandwidth of what they get.
+        """
+        if self._now - self._ping_at < self._hub._ping_interval:
+            self._ping_strikes += 1
+            if self._ping_strikes > 2:
+                self._misused()
+        self._ping_at = self._now
+
+    cdef void _dispatch(self):
+        """Act on what the callbacks noted."""
+        cdef Stream stream
+        cdef list calls, events
+        while self._calls or self._events:
+            calls = self._calls
+            events = self._events
+            self._calls = []
+            self._events = []
+            for stream in calls:
+                body = stream._body
+                stream._body = None
+                if stream._finished or stream._closed:
+                    continue
+                try:
+                    stream._handler(stream, body)
+                except Exception as error:
+                    self._hub._log_error(error)
+                    stream._fail(STATUS_UNKNOWN, b"the handler raised; see the log")
+            for event, stream, payload in events:
+                try:
+                    self._deliver(event, stream, payload)
+                except Exception as error:
+                    self._hub._log_error(error)
+
+    cdef _deliver(self, int event, Stream stream, payload):
+        if event == CANCEL:
+            callback = stream.on_cancel
+            stream.on_cancel = None
+            if stream.rpc is not None:
+                stream.rpc.on_cancel()
+            elif callback is not None:
+                callback()
+        elif event == START:
+            stream.rpc = self._hub._start_rpc(stream, payload)
+        elif stream.rpc is not None:
+            if event == MESSAGE:
+                stream.rpc.on_message(payload)
+            else:
+                stream.rpc.on_half_close()
+
+
+# -- nghttp2's callbacks: note what happened ----------------------------------------------------
+
+cdef int _on_begin_headers(nghttp2_session *ptr, const nghttp2_frame *frame, void *user) noexcept:
+    cdef Session session = <Session> user
+    cdef Stream stream
+    if frame.hd.type != HEADERS or frame.headers.cat != HCAT_REQUEST:
+        return 0
+    stream = Stream.__new__(Stream)
+    stream._session = session
+    stream.id = frame.hd.stream_id
+    session._streams[stream.id] = stream
+    nghttp2_session_set_stream_user_data(ptr, stream.id, <void *> stream)
+    return 0
+
+
+cdef int _on_header(
+    nghttp2_session *ptr, const nghttp2_frame *frame, const uint8_t *name, size_t namelen,
+    const uint8_t *value, size_t valuelen, uint8_t flags, void *user
+) noexcept:
+    cdef void *found
+    if frame.hd.type != HEADERS or frame.headers.cat != HCAT_REQUEST:
+        return 0  # a request's trailers say nothing to us
+    found = nghttp2_session_get_stream_user_data(ptr, frame.hd.stream_id)
+    if found != NULL:
+        (<Stream> found)._header(name, namelen, value, valuelen)
+    return 0
+
+
+cdef int _on_frame_recv(nghttp2_session *ptr, const nghttp2_frame *frame, void *user) noexcept:
+    cdef Session session = <Session> user
+    cdef uint8_t kind = frame.hd.type
+    cdef void *found
+    if kind == DATA or kind == HEADERS:
+        found = nghttp2_session_get_stream_user_data(ptr, frame.hd.stream_id)
+        if found == NULL:
+            return 0
+        if kind == HEADERS and frame.headers.cat == HCAT_REQUEST:
+            session.busy_at = session._now
+            (<Stream> found)._headers_done(frame.hd.flags & FLAG_END_STREAM)
+        elif kind == DATA and frame.hd.length == 0 and not (frame.hd.flags & FLAG_END_STREAM):
+            session._count_control()
+        if frame.hd.flags & FLAG_END_STREAM:
+            (<Stream> found)._half_close()
+    elif kind == SETTINGS:
+        session.has_settings = True
+        if not (frame.hd.flags & FLAG_ACK):
+            session._count_control()
+    elif kind == PING:
+        if frame.hd.flags & FLAG_ACK:
+            session._awaits_pong = False
+        else:
+            session._count_control()
+            session._count_ping()
+    elif kind == RST_STREAM:
+        session._count_reset()
+    elif kind == PRIORITY:
+        session._count_control()
+    return 0
+
+
+cdef int _on_data_chunk_recv(
+    nghttp2_session *ptr, uint8_t flags, int32_t stream_id, const uint8_t *data, size_t length, void *user
+) noexcept:
+    cdef void *found = nghttp2_session_get_stream_user_data(ptr, stream_id)
+    cdef Stream stream
+    if found == NULL:
+        nghttp2_session_consume(ptr, stream_id, length)
+        return 0
+    stream = <Stream> found
+    if not stream._finished and stream._handler is not None:
+        stream._data(data, length)
+    nghttp2_session_consume_connection(ptr, length)
+    if stream._inbox < INBOX_BYTES:
+        nghttp2_session_consume_stream(ptr, stream_id, length)
+    else:
+        stream._withheld += length
+    return 0
+
+
+cdef int _on_stream_close(nghttp2_session *ptr, int32_t stream_id, uint32_t error, void *user) noexcept:
+    cdef Session session = <Session> user
+    cdef Stream stream = session._streams.pop(stream_id, None)
+    if stream is not None:
+        stream._on_closed()
+        session.busy_at = session._now
+    return 0
+
+
+cdef int _on_frame_send(nghttp2_session *ptr, const nghttp2_frame *frame, void *user) noexcept:
+    cdef void *found
+    if frame.hd.type != HEADERS:
+        return 0
+    (<Session> user)._ping_strikes = 0
+    if frame.hd.flags & FLAG_END_STREAM:
+        found = nghttp2_session_get_stream_user_data(ptr, frame.hd.stream_id)
+        if found != NULL and not (<Stream> found)._remote_done:
+            # The outcome is out before the request was: tell the peer to stop sending it.
+            nghttp2_submit_rst_stream(ptr, FLAG_NONE, frame.hd.stream_id, NO_ERROR)
+    return 0
+
+
+cdef ssize_t _read_data(
+    nghttp2_session *ptr, int32_t stream_id, uint8_t *buffer, size_t length, uint32_t *flags,
+    nghttp2_data_source *source, void *user
+) noexcept:
+    """Say how much of the stream's next message goes into this DATA frame; ``_send_data`` copies it."""
+    cdef Stream stream = <Stream> source.ptr
+    cdef Py_ssize_t left
+    flags[0] |= DATA_NO_COPY
+    if stream._out is None:
+        if stream._queue:
+            stream._out, stream._out_flag = stream._queue.popleft()
+            stream._offset = 0
+        elif stream._finished:
+            flags[0] |= DATA_EOF
+            _submit_trailers(ptr, stream, flags)
+            return 0
+        else:
+            return ERR_DEFERRED
+    left = PyBytes_GET_SIZE(stream._out) + 5 - stream._offset
+    if left > <Py_ssize_t> length:
+        return length
+    if stream._finished and not stream._queue:
+        flags[0] |= DATA_EOF
+        _submit_trailers(ptr, stream, flags)
+    return left
+
+
+cdef void _submit_trailers(nghttp2_session *ptr, Stream stream, uint32_t *flags) noexcept:
+    cdef nghttp2_nv trailers[64]
+    flags[0] |= DATA_NO_END_STREAM
+    if stream._status == STATUS_OK and not stream._trailing:
+        trailers[0] = _nv(b"grpc-status", 11, b"0", 1, NV_STATIC)
+        nghttp2_submit_trailer(ptr, stream.id, trailers, 1)
+        return
+    fields = [(b"grpc-status", b"%d" % stream._status)]
+    if stream._details:
+        fields.append((b"grpc-message", stream._details))
+    if stream._trailing:
+        fields += stream._trailing
+    nghttp2_submit_trailer(ptr, stream.id, trailers, _fill(trailers, 64, fields))
+
+
+cdef int _send_data(
+    nghttp2_session *ptr, nghttp2_frame *frame, const uint8_t *head, size_t length, nghttp2_data_source *source,
+    void *user
+) noexcept:
+    """Copy a DATA frame into the output: its head, and its part of "flag, length, message"."""
+    cdef Session session = <Session> user
+    cdef Stream stream = <Stream> source.ptr
+    cdef uint8_t prefix[5]
+    cdef Py_ssize_t size, part
+    cdef Py_ssize_t left = length
+    session._append(head, 9)
+    if not left:
+        return 0
+    size = PyBytes_GET_SIZE(stream._out)
+    if stream._offset < 5:
+        prefix[0] = stream._out_flag
+        prefix[1] = (size >> 24) & 0xFF
+        prefix[2] = (size >> 16) & 0xFF
+        prefix[3] = (size >> 8) & 0xFF
+        prefix[4] = size & 0xFF
+        part = min(5 - stream._offset, left)
+        session._append(&prefix[stream._offset], part)
+        stream._offset += part
+        left -= part
+    if left:
+        session._append(<const uint8_t *> PyBytes_AS_STRING(stream._out) + stream._offset - 5, left)
+        stream._offset += left
+    session._unsent -= length
+    if stream._queue is not None:
+        stream._queued -= length
+    if stream._offset == size + 5:
+        stream._out = None
+    return 0
+
+
+# -- helpers --------------------------------------------------------------------------------------
+
+cdef size_t _fill(nghttp2_nv *headers, size_t room, list fields):
+    """Point ``headers`` at ``fields``, which must live until nghttp2 has copied them. Returns how many."""
+    cdef size_t count = 0
+    for name, value in fields:
+        if count == room:
+            break
+        headers[count] = _nv(
+            PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name), PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value), NV_NONE)
+        count += 1
+    return count
+
+
+cdef bytes _percent_encoded(str text):
+    """gRPC's encoding of a status message: printable ASCII as it is, but ``%``."""
+    raw = text.encode("utf-8", "replace")
+    if raw.isascii() and raw.isalnum():
+        return raw
+    return b"".join([b"%c" % byte if 0x20 <= byte <= 0x7E and byte != 0x25 else b"%%%02X" % byte for byte in raw])
+
+
+cdef bytes _decompressed(bytes message, int encoding, Py_ssize_t limit):
+    """Undo gzip or deflate, but no further than ``limit`` bytes.
+
+    Raises OverflowError past the limit and zlib.error for what isn't the encoding.
+    """
+    decompressor = zlib.decompressobj(31 if encoding == GZIP else 15)
+    plain = decompressor.decompress(message, limit + 1)
+    if len(plain) > limit:
+        raise OverflowError
+    if not decompressor.eof:
+        raise zlib.error("truncated")
+    return plain

@@ -1,0 +1,1 @@
+"""Generated protobuf and gRPC code: all that the client shares with the server."""

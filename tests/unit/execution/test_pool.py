@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+
+import numpy as np
+import pytest
+from tests.unit.support import PythonModel, bytes_spec, model_spec, run
+
+from tensorferry.batching.batch import Batch
+from tensorferry.batching.pending import Pending
+from tensorferry.errors import ModelLoadError
+from tensorferry.execution.backends import opener
+from tensorferry.execution.pool import Pool, open_pool
+from tensorferry.execution.stream import InlineStream
+from tensorferry.execution.warmup import WarmupReport
+from tensorferry.repository import read_model
+from tensorferry.tensors import Tensor, array_of, tensor_of
+from tensorferry.testing.models import write_identity, write_mlp, write_slow
+
+SPEC = bytes_spec()
+
+
+@pytest.fixture
+def identity(tmp_path):
+    def written(options="", **more):
+        directory = write_identity(tmp_path, options="dynamic_batching { }\n" + options, **more)
+        model = read_model(directory)
+        assert model.error is None, model.error
+        return model.versions[0]
+
+    return written
+
+
+def batch_for(spec, value: float) -> Batch:
+    array = np.full((2, 1), value, np.float32)
+    return Batch(spec, [Pending(spec.bind([tensor_of("x", array)]), print)], 0.0)
+
+
+def outcome_of(pool, batch) -> asyncio.Future:
+    future = asyncio.get_running_loop().create_future()
+    pool.start(batch, future.set_result)
+    return future
+
+
+def test_each_stream_of_the_instance_group_runs_a_batch_at_the_same_time(identity):
+    async def main():
+        spec = identity("instance_group { count: 3 }")
+        pool = await open_pool(spec, inline_below_s=math.inf)
+        assert not pool.is_inline, "several streams are the owner's wish for several threads"
+        assert pool.idle == 3
+        futures = []
+        for number in range(3):
+            futures.append(outcome_of(pool, batch_for(pool.spec, float(number))))
+            assert pool.idle == 2 - number
+        results = [(await future).result for future in futures]
+        assert [array_of(result.outputs[0]).ravel().tolist() for result in results] == [
+            [0, 0],
+            [1, 1],
+            [2, 2],
+        ]
+        assert pool.idle == 3
+        await pool.close()
+        assert pool.idle == 0
+
+    run(main())
+
+
+def test_stream_is_idle_again_before_the_outcome_is_told():
+    async def main():
+        pool = Pool([InlineStream(PythonModel(SPEC))], SPEC, WarmupReport({}))
+        seen = []
+        bound = SPEC.bind([Tensor("x", "UINT8", (1, 1), b"a")])
+        pool.start(Batch(SPEC, [Pending(bound, print)], 0.0), lambda _: seen.append(pool.idle))
+        assert seen == [1]
+
+    run(main())
+
+
+def test_quick_model_on_one_cpu_stream_runs_on_the_loop_thread(identity):
+    async def main():
+        before = threading.active_count()
+        pool = await open_pool(identity(), inline_below_s=math.inf)
+        assert pool.is_inline
+        assert threading.active_count() == before, "the thread that loaded it is over"
+        assert set(pool.report.run_s) == {1, 2, 4, 8, 16, 32, 64}
+        future = outcome_of(pool, batch_for(pool.spec, 7.0))
+        assert future.done()
+        assert array_of(future.result().result.outputs[0]).ravel().tolist() == [7, 7]
+        await pool.close()
+
+    run(main())
+
+
+def test_slower_model_keeps_its_thread(identity):
+    async def main():
+        pool = await open_pool(identity(), inline_below_s=0.0)
+        assert not pool.is_inline
+        future = outcome_of(pool, batch_for(pool.spec, 7.0))
+        assert not future.done()
+        assert array_of((await future).result.outputs[0]).ravel().tolist() == [7, 7]
+        await pool.close()
+
+    run(main())
+
+
+def test_slow_test_model_is_never_quick_enough_for_the_loop_thread(tmp_path):
+    async def main():
+        pool = await open_pool(read_model(write_slow(tmp_path)).versions[0])
+        assert not pool.is_inline
+        await pool.close()
+
+    run(main())
+
+
+def test_model_that_could_not_be_warmed_up_keeps_its_thread(identity):
+    async def main():
+        pool = await open_pool(identity(dims=(-1,)), inline_below_s=math.inf)
+        assert not pool.is_inline
+        assert pool.report.skipped
+        await pool.close()
+
+    run(main())
+
+
+def test_specification_is_the_one_that_loading_completed(tmp_path):
+    directory = write_mlp(tmp_path)
+    (directory / "config.pbtxt").unlink()
+
+    async def main():
+        pool = await open_pool(read_model(directory).versions[0])
+        assert [each.name for each in (*pool.spec.inputs, *pool.spec.outputs)] == ["INPUT__0", "OUTPUT__0"]
+        await pool.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_pool_that_does_not_open_leaves_no_thread_behind(identity, count):
+    async def main():
+        spec = identity(f"instance_group {{ count: {count} }}")
+        spec.path.write_bytes(b"")
+        before = set(threading.enumerate())
+        with pytest.raises(ModelLoadError, match="not a TorchScript model"):
+            await open_pool(spec)
+        for thread in set(threading.enumerate()) - before:
+            thread.join(20)
+            assert not thread.is_alive()
+
+    run(main())
+
+
+def test_stream_that_opened_is_closed_when_another_did_not(identity):
+    async def main():
+        spec = identity("instance_group [ { count: 1 }, { count: 1, kind: KIND_GPU, gpus: 99 } ]")
+        before = set(threading.enumerate())
+        with pytest.raises(ModelLoadError, match="cuda:99"):
+            await open_pool(spec)
+        for thread in set(threading.enumerate()) - before:
+            thread.join(20)
+            assert not thread.is_alive()
+
+    run(main())
+
+
+def test_unknown_backend_is_refused_by_name():
+    with pytest.raises(ModelLoadError, match=r"'m': no backend 'onnx'; known: \['pytorch'\]"):
+        opener(model_spec(backend="onnx"))
