@@ -24,7 +24,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from tensorferry.batching.batch import Batch
 from tensorferry.batching.pending import DONE, NEVER, RUNNING, WAITING, Pending
@@ -34,6 +34,9 @@ from tensorferry.batching.statistics import BatcherStatistics, Counters, failure
 from tensorferry.clock import Clock, Timer
 from tensorferry.errors import Cancelled, DeadlineExceeded, ModelFailed, QueueFull, TensorferryError
 from tensorferry.model import ModelSpec, RunResult
+
+#: How long ticks that bring requests may put a departure off.
+_MAX_GATHER_S: Final = 0.8e-3
 
 __all__ = ["Admission", "BatchOutcome", "Batcher", "Executor", "limits_of"]
 
@@ -99,6 +102,7 @@ class Batcher:
         self._admission = admission
         self._max_queue_size = max_queue_size
         self._limits = limits_of(spec)
+        self._is_greedy = self._limits.is_greedy
         self._queue = WaitingQueue()
         self._again: deque[Batch] = deque()  # halves of failed batches, before everything else
         self._running = 0
@@ -106,6 +110,8 @@ class Batcher:
         self._flush_handle: Timer | None = None
         self._hold_handle: Timer | None = None
         self._hold_end = NEVER
+        self._gathered = 0
+        self._gather_end = 0.0
         self._expiry_handle: Timer | None = None
         self._expiry_at = NEVER
         self._idle_event = asyncio.Event()
@@ -126,7 +132,9 @@ class Batcher:
         if request.deadline != NEVER:
             self._expire_at(request.deadline)
         if self._flush_handle is None:
-            self._flush_handle = self._clock.call_soon(self._flush)
+            self._gathered = 0
+            self._gather_end = now + _MAX_GATHER_S
+            self._flush_handle = self._clock.call_soon(self._gather)
 
     def cancel(self, request: Pending) -> None:
         """Give a request up. One that waits never runs; the answer of one that runs is dropped."""
@@ -182,6 +190,24 @@ class Batcher:
 
     # -- departure ------------------------------------------------------------------------------
 
+    def _gather(self) -> None:
+        """Leave at the end of the first tick that brought nobody new, or when the batch is full.
+
+        While ticks bring requests, the loop is busy reading them: a run now would only take its
+        time from them. grpc.aio hands over about one request a tick; leaving at every tick, a
+        saturated server ran batches of 1.1 rows and answered a third of the calls.
+        """
+        waiting = self._queue.count
+        if (
+            waiting == self._gathered
+            or waiting >= self._limits.max_rows
+            or self._clock.now() >= self._gather_end
+        ):
+            self._flush()
+            return
+        self._gathered = waiting
+        self._flush_handle = self._clock.call_soon(self._gather)
+
     def _flush(self) -> None:
         """Start batches until the policy says wait, or no stream is idle."""
         if self._flush_handle is not None:
@@ -228,6 +254,9 @@ class Batcher:
 
     def _next_departure(self, now: float) -> tuple[Key, int] | None:
         """Return whose batch leaves now and with how many rows; else be called when one does."""
+        if self._is_greedy:
+            oldest = self._queue.oldest_key()
+            return None if oldest is None else (oldest, self._limits.max_rows)
         hold_end = NEVER
         for key in self._queue.keys_by_age():
             view = self._queue.view(key, self._limits.max_rows)

@@ -28,6 +28,14 @@ class Limits:
     max_queue_delay_s: float = 0.0
     preferred_rows: tuple[int, ...] = ()
 
+    @property
+    def is_greedy(self) -> bool:
+        """Whether whatever waits always leaves at once, with as many rows as fit.
+
+        ``decide`` says the same then for every queue, so that asking it can be left out.
+        """
+        return not self.max_queue_delay_s and not self.preferred_rows
+
 
 @dataclass(slots=True)
 class QueueView:

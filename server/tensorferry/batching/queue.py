@@ -56,17 +56,20 @@ class WaitingQueue:
         if self._dead > self.count + _SWEEP_SLACK:
             self._sweep()
 
-    def keys_by_age(self) -> Iterator[Key]:
-        """Yield the key of each lane, the lane with the oldest request first. Take from none meanwhile."""
+    def oldest_key(self) -> Key | None:
+        """Return the key of the lane with the oldest request; None if nothing waits."""
         if self._dead:
             for key in list(self._lanes):
                 self._drop_dead_heads(key)
-        if not self._lanes:
+        if len(self._lanes) <= 1:
+            return next(iter(self._lanes), None)
+        return min(self._lanes, key=self._head_enqueued_at)
+
+    def keys_by_age(self) -> Iterator[Key]:
+        """Yield the key of each lane, the lane with the oldest request first. Take from none meanwhile."""
+        oldest = self.oldest_key()
+        if oldest is None:
             return
-        if len(self._lanes) == 1:
-            yield next(iter(self._lanes))
-            return
-        oldest = min(self._lanes, key=self._head_enqueued_at)
         yield oldest
         # Mostly the first may leave, and the order of the others doesn't matter.
         yield from sorted((key for key in self._lanes if key != oldest), key=self._head_enqueued_at)

@@ -56,19 +56,28 @@ class VirtualClock:
     def tick(self) -> None:
         """End the tick: run what was scheduled for it, and what that schedules."""
         while self._soon:
-            calls, self._soon = self._soon, []
-            for call in calls:
-                call.fire()
+            self.tick_once()
+
+    def tick_once(self) -> None:
+        """Run what was scheduled for the end of this tick; what that schedules is for the next."""
+        calls, self._soon = self._soon, []
+        for call in calls:
+            call.fire()
+
+    def sleep(self, seconds: float) -> None:
+        """Let ``seconds`` pass within a callback, as a loop that is busy does: no timer fires meanwhile."""
+        self._now += seconds
 
     def advance(self, seconds: float) -> None:
         """Let ``seconds`` pass, firing each timer at its instant."""
         end = self._now + seconds
         self.tick()
         while self._timers and self._timers[0][0] <= end:
-            self._now, _, call = heapq.heappop(self._timers)
+            when, _, call = heapq.heappop(self._timers)
+            self._now = max(self._now, when)
             call.fire()
             self.tick()
-        self._now = end
+        self._now = max(self._now, end)
 
     def next_timer(self) -> float | None:
         """Return the instant of the next armed timer, or None."""

@@ -871,3 +871,58 @@ def test_limits_follow_the_specification():
     assert limits_of(spec).max_queue_delay_s == pytest.approx(300e-6)
     assert limits_of(bytes_spec(enabled=False)).max_rows == 1
     assert limits_of(bytes_spec(max_batch_size=0)).max_rows == 1
+
+
+# -- gathering: ticks that bring requests ---------------------------------------------------------
+
+
+def arriving(station: Station, data: list[bytes], step_s: float = 0.0) -> None:
+    """Submit one request in each of successive ticks, ``step_s`` apart."""
+
+    def arrive() -> None:
+        station.submit(data.pop(0))
+        station.clock.sleep(step_s)
+        if data:
+            station.clock.call_soon(arrive)
+
+    station.clock.call_soon(arrive)
+
+
+def test_requests_of_successive_ticks_share_a_batch():
+    station = Station()
+    arriving(station, [b"a", b"b", b"c"])
+    station.tick()
+    assert station.sizes == [3]
+
+
+def test_a_lone_request_leaves_after_one_tick_that_brought_nobody():
+    station = Station()
+    station.submit()
+    station.clock.tick_once()
+    assert station.sizes == []
+    station.clock.tick_once()
+    assert station.sizes == [1]
+
+
+def test_a_full_batch_gathers_no_more():
+    station = Station(streams=2)
+    arriving(station, [b"x"] * 9)
+    station.tick()
+    assert station.sizes == [8, 1]
+
+
+def test_gathering_ends_before_a_millisecond_is_over():
+    station = Station(bytes_spec(max_batch_size=64), streams=2)
+    arriving(station, [b"x"] * 16, step_s=0.1e-3)
+    station.tick()
+    assert station.sizes[0] == 8
+    assert sum(station.sizes) == 16
+
+
+def test_gathering_is_bounded_for_one_that_comes_when_a_stream_is_busy():
+    station = Station()
+    station.submit(b"a")
+    station.tick()
+    station.submit(b"b")
+    station.executor.finish()
+    assert station.sizes == [1, 1], "a stream that becomes idle takes what waits, gathering or not"

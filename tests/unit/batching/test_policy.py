@@ -89,3 +89,22 @@ def test_decision_is_never_to_wait_for_the_past_nor_to_run_more_than_waits(queue
         assert 1 <= decision.rows <= queue.rows
     else:
         assert not (queue.count and idle), "it rests while somebody waits and a stream is idle"
+
+
+@given(
+    count=st.integers(1, 9),
+    rows=st.integers(1, 9),
+    is_full=st.booleans(),
+    times=st.tuples(*[st.floats(0, 1e6)] * 3),
+    streams=st.integers(1, 4),
+)
+def test_greedy_limits_mean_that_whatever_waits_leaves_at_once(count, rows, is_full, times, streams):
+    limits = Limits(max_rows=9)
+    oldest, deadline, now = times
+    assert limits.is_greedy
+    assert decide(QueueView(count, rows, is_full, oldest, deadline), streams, limits, now) == Run(rows)
+
+
+@pytest.mark.parametrize("limits", [Limits(9, max_queue_delay_s=1e-6), Limits(9, preferred_rows=(4,))])
+def test_a_delay_or_preferred_sizes_are_not_greedy(limits):
+    assert not limits.is_greedy
