@@ -132,11 +132,10 @@ class Engine:
         """
         if self._draining:
             raise Draining("the server is shutting down")
-        timeout_us = live.spec.batching.default_timeout_us
-        if timeout_us:
-            deadline = min(deadline, self._clock.now() + timeout_us / 1e6)
+        if live.default_timeout_s:
+            deadline = min(deadline, self._clock.now() + live.default_timeout_s)
         request = Pending(bound, on_done, deadline, parts)
-        live.batcher.submit(request)
+        (live.ready_batcher or live.batcher).submit(request)
         return request
 
     async def infer(

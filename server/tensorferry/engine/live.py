@@ -41,6 +41,9 @@ class LiveModel:
         self.spec = spec
         self.state = ModelState.LOADING
         self.reason = ""
+        #: The batcher while the state is READY, else None: one look for each request.
+        self.ready_batcher: Batcher | None = None
+        self.default_timeout_s = spec.batching.default_timeout_us / 1e6
         self._pool: Pool | None = None
         self._batcher: Batcher | None = None
 
@@ -51,8 +54,8 @@ class LiveModel:
         Raises:
             ModelNotReady: in any other state; says which.
         """
-        if self.state is ModelState.READY and self._batcher is not None:
-            return self._batcher
+        if self.ready_batcher is not None:
+            return self.ready_batcher
         raise ModelNotReady(self._not_ready())
 
     async def load(self, clock: Clock, admission: Admission, max_queue_size: int, cores: int = 0) -> None:
@@ -72,6 +75,7 @@ class LiveModel:
             pool.spec, pool, clock, admission, self.spec.batching.max_queue_size or max_queue_size
         )
         self.state = ModelState.READY
+        self.ready_batcher = self._batcher
         self._log_ready(pool)
 
     async def unload(self) -> None:
@@ -79,6 +83,7 @@ class LiveModel:
         if self.state is not ModelState.READY or self._pool is None or self._batcher is None:
             return
         self.state = ModelState.UNLOADING
+        self.ready_batcher = None
         self._batcher.fail_waiting(ModelNotReady(self._not_ready()))
         await self._batcher.wait_idle()
         await self._pool.close()

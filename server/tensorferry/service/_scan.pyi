@@ -1,13 +1,15 @@
 """Types of the extension; see ``_scan.pyx``."""
 
-from tensorferry.tensors import Buffer
+from collections.abc import Sequence
+
+from tensorferry.tensors import Buffer, Tensor
 
 def scan(body: bytes) -> tuple[bytes, bytes, list[Buffer]] | None: ...
 def join_response(
     head: bytes,
     identity: bytes,
-    outputs: bytes,
-    datas: list[Buffer],
+    described: bytes,
+    outputs: Sequence[Tensor],
     first_row: int,
     rows: int,
     batch_rows: int,

@@ -23,6 +23,7 @@ cdef enum:
     # Below this a copy is cheaper than a view, and doesn't keep the whole message alive.
     VIEW_BYTES = 4096
     MOST_OUTPUTS = 16
+    MOST_TAG_BYTES = 5
 
 
 cdef inline const uint8_t *_varint(const uint8_t *at, const uint8_t *end, uint64_t *value) noexcept:
@@ -56,7 +57,8 @@ def scan(bytes body not None):
     while at < end:
         field = at
         at = _varint(at, end, &tag)
-        if at == NULL or tag & 7 != LENGTH_DELIMITED:
+        # Protobuf takes no tag of more than five bytes, however small its value.
+        if at == NULL or tag & 7 != LENGTH_DELIMITED or at - field > MOST_TAG_BYTES:
             return None
         at = _varint(at, end, &length)
         if at == NULL or length > <uint64_t> (end - at):
@@ -102,28 +104,31 @@ cdef inline Py_ssize_t _varint_size(uint64_t value) noexcept:
     return size
 
 
-def join_response(bytes head not None, bytes identity not None, bytes outputs not None, list datas not None,
+def join_response(bytes head not None, bytes identity not None, bytes described not None, outputs not None,
                   Py_ssize_t first_row, Py_ssize_t rows, Py_ssize_t batch_rows):
     """Return a serialised ModelInferResponse.
 
-    ``head`` holds the fields before the id (name and version), ``outputs`` those of the outputs'
-    descriptions; ``datas`` are the whole batch's outputs, of which the reply gets ``rows`` from
-    ``first_row`` on. One copy: from the batch's output into the reply.
+    ``head`` holds the fields before the id (name and version), ``described`` the outputs'
+    descriptions; ``outputs`` are the whole batch's tensors, of which the reply gets ``rows`` from
+    ``first_row`` on. One copy: from the batch's output into the reply. Raises ValueError for
+    rows that the batch doesn't have, and more than 16 outputs.
     """
     cdef Py_buffer views[MOST_OUTPUTS]
-    cdef Py_ssize_t count = len(datas)
+    cdef Py_ssize_t count = len(outputs)
     cdef Py_ssize_t opened = 0
     cdef Py_ssize_t index, row_bytes, size
-    cdef Py_ssize_t total = PyBytes_GET_SIZE(head) + PyBytes_GET_SIZE(outputs)
+    cdef Py_ssize_t total = PyBytes_GET_SIZE(head) + PyBytes_GET_SIZE(described)
     cdef bytes reply
     cdef uint8_t *at
     if count > MOST_OUTPUTS:
         raise ValueError("too many outputs")
+    if batch_rows < 1 or first_row < 0 or rows < 0 or rows > batch_rows or first_row > batch_rows - rows:
+        raise ValueError("rows that the batch doesn't have")
     if identity:
         total += 1 + _varint_size(PyBytes_GET_SIZE(identity)) + PyBytes_GET_SIZE(identity)
     try:
         for index in range(count):
-            PyObject_GetBuffer(datas[index], &views[index], PyBUF_SIMPLE)
+            PyObject_GetBuffer(outputs[index].data, &views[index], PyBUF_SIMPLE)
             opened += 1
             size = views[index].len // batch_rows * rows
             total += 1 + _varint_size(size) + size
@@ -136,8 +141,8 @@ def join_response(bytes head not None, bytes identity not None, bytes outputs no
             at = _put_varint(at + 1, PyBytes_GET_SIZE(identity))
             memcpy(at, PyBytes_AS_STRING(identity), PyBytes_GET_SIZE(identity))
             at += PyBytes_GET_SIZE(identity)
-        memcpy(at, PyBytes_AS_STRING(outputs), PyBytes_GET_SIZE(outputs))
-        at += PyBytes_GET_SIZE(outputs)
+        memcpy(at, PyBytes_AS_STRING(described), PyBytes_GET_SIZE(described))
+        at += PyBytes_GET_SIZE(described)
         for index in range(count):
             row_bytes = views[index].len // batch_rows
             at[0] = RAW_OUTPUT_TAG

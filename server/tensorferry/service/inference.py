@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import grpc
@@ -21,7 +21,6 @@ from tensorferry.service.codec import request_id
 from tensorferry.service.methods import MethodTable, UnaryCall
 from tensorferry.service.plans import Plan, Planner
 from tensorferry.service.status import guarded, status_of
-from tensorferry.tensors import Buffer
 from tensorferry.wire import open_inference_pb2 as pb
 
 __all__ = ["EXTENSIONS", "SERVICE", "InferenceService"]
@@ -92,18 +91,16 @@ class InferenceService:
         try:
             plan, identity, parts = self._planner.decode(body)
             answer = _Answer(call, plan, identity)
-            request = self._submit(plan, parts, answer, call.deadline)
+            deadline = call.deadline if plan.timeout_s is None else self._deadline(plan, call.deadline)
+            request = self._engine.submit_bound(plan.live, plan.bound, parts, answer, deadline)
         except Exception as error:
             call.fail(*status_of(error))
             return
         call.on_cancel = lambda: plan.live.cancel(request)
 
-    def _submit(
-        self, plan: Plan, parts: Sequence[Buffer], on_done: Callable[[Pending], None], deadline: float
-    ) -> Pending:
-        if plan.timeout_s is not None:
-            deadline = min(deadline, self._engine.now() + plan.timeout_s)
-        return self._engine.submit_bound(plan.live, plan.bound, parts, on_done, deadline)
+    def _deadline(self, plan: Plan, deadline: float) -> float:
+        """Return the nearer of the call's deadline and the request's own timeout."""
+        return deadline if plan.timeout_s is None else min(deadline, self._engine.now() + plan.timeout_s)
 
     async def ModelStreamInfer(  # noqa: N802 - the protocol's name
         self, bodies: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]
@@ -163,7 +160,8 @@ class InferenceService:
 
         try:
             plan, identity, parts = self._planner.decode(body)
-            request = self._submit(plan, parts, done, deadline)
+            nearest = self._deadline(plan, deadline)
+            request = self._engine.submit_bound(plan.live, plan.bound, parts, done, nearest)
         except Exception as error:
             settle(error)
             return

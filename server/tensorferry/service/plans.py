@@ -38,7 +38,7 @@ _MAX_KEY_BYTES: Final = 2048
 _MAX_JOINED: Final = 16
 
 _Scanned = tuple[bytes, bytes, list[Buffer]]
-_Join = Callable[[bytes, bytes, bytes, list[Buffer], int, int, int], bytes]
+_Join = Callable[[bytes, bytes, bytes, Sequence[Tensor], int, int, int], bytes]
 
 
 def _no_scan(body: bytes) -> _Scanned | None:
@@ -57,7 +57,17 @@ except ImportError:
 class Plan:
     """One form of request to one live model."""
 
-    __slots__ = ("_described", "_described_for", "_head", "bound", "live", "requested", "sizes", "timeout_s")
+    __slots__ = (
+        "_described",
+        "_described_for",
+        "_has_fixed_outputs",
+        "_head",
+        "bound",
+        "live",
+        "requested",
+        "sizes",
+        "timeout_s",
+    )
 
     def __init__(
         self, live: LiveModel, bound: Bound, requested: tuple[str, ...], timeout_s: float | None
@@ -72,6 +82,15 @@ class Plan:
         self._head = response.SerializeToString()
         self._described_for: list[tuple[str, tuple[int, ...]]] = []
         self._described = b""
+        # What the backend has checked against the configuration needs no second look.
+        self._has_fixed_outputs = all(each.is_fixed for each in spec.outputs)
+
+    def fits(self, parts: Sequence[Buffer]) -> bool:
+        """Whether the data has the sizes that were checked."""
+        sizes = self.sizes
+        if len(parts) == 1 == len(sizes):
+            return len(parts[0]) == sizes[0]
+        return [len(part) for part in parts] == sizes
 
     def encode(self, identity: bytes, outputs: Sequence[Tensor], first_row: int, batch_rows: int) -> bytes:
         """Serialise the answer: this form's rows of the batch's outputs, from ``first_row`` on."""
@@ -84,13 +103,16 @@ class Plan:
         if self.requested:
             by_name = {output.name: output for output in outputs}
             outputs = [by_name[name] for name in self.requested]
-        # A model without a configuration may answer with other shapes and datatypes each time.
+        if not self._described or not self._has_fixed_outputs:
+            self._describe(outputs)
+        return _join(self._head, identity, self._described, outputs, first_row, rows, batch_rows)
+
+    def _describe(self, outputs: Sequence[Tensor]) -> None:
+        """Serialise the outputs' descriptions; a model may answer with others each time."""
         kinds = [(output.datatype, output.shape[1:]) for output in outputs]
         if kinds != self._described_for:
-            self._described = codec.described_outputs(outputs, rows)
+            self._described = codec.described_outputs(outputs, self.bound.rows)
             self._described_for = kinds
-        datas = [output.data for output in outputs]
-        return _join(self._head, identity, self._described, datas, first_row, rows, batch_rows)
 
     def stream_response(self, identity: bytes, request: Pending) -> pb.ModelStreamInferResponse:
         """Build the answer to one message of a stream."""
@@ -125,7 +147,7 @@ class Planner:
             self._generation = self._engine.generation
             self._plans.clear()
         plan = self._plans.get(key)
-        if plan is not None and [len(part) for part in parts] == plan.sizes and identity.isascii():
+        if plan is not None and plan.fits(parts) and identity.isascii():
             return plan, identity, parts
         decoded, in_order = self._parse(body)
         if in_order and len(key) <= _MAX_KEY_BYTES:
