@@ -4,7 +4,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help setup demo test lint types docs protos protos-check serve load bench check clean
+.PHONY: help setup demo test lint types docs protos protos-check serve load bench fuzz asan soak wheel check clean
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -43,8 +43,21 @@ serve: $(INSTALLED) ## serve MODELS (default: models)
 load: $(INSTALLED) ## run a load scenario with a verdict (SCENARIO=fraud_steady)
 	$(PYTHON) -m loadtests.run $(or $(SCENARIO),fraud_steady)
 
-bench: $(INSTALLED) ## measure against a minimal grpc.aio server in one run
-	$(PYTHON) -m loadtests.bench
+bench: $(INSTALLED) ## measure against other servers in one run (PEERS=1: Triton and mosec too)
+	$(PYTHON) -m loadtests.bench $(if $(PEERS),--peers)
+
+fuzz: $(INSTALLED) ## fuzz the extensions, led by coverage (FUZZ_SECONDS=60; SAVE=1 keeps what was found)
+	$(PYTHON) tools/instrumented.py coverage
+	PYTHONPATH=build/coverage $(PYTHON) -m tests.fuzz --seconds $(or $(FUZZ_SECONDS),60) --leaks 20 $(if $(SAVE),--save)
+
+asan: $(INSTALLED) ## fuzzer and integration suite under AddressSanitizer (FUZZ_SECONDS=60, PYTEST_ARGS)
+	bash tools/asan.sh $(VENV)
+
+soak: $(INSTALLED) ## many calls, good and bad: memory must stay flat (SOAK_CALLS=1000000)
+	$(PYTHON) -m loadtests.soak --calls $(or $(SOAK_CALLS),1000000)
+
+wheel: $(INSTALLED) ## build a wheel that carries libnghttp2, and try it in a fresh environment
+	bash tools/wheel.sh $(PYTHON) dist
 
 check: lint types protos-check ## everything but the tests
 

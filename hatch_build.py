@@ -3,7 +3,8 @@
 They need a C compiler and Python's headers, and the http2 transport libnghttp2's (Debian: ``gcc
 python3-dev libnghttp2-dev``). Where one is missing the installation still succeeds, without the
 http2 transport or the fast decoder, unless ``TENSORFERRY_REQUIRE_EXTENSIONS=1`` is set (as ``make
-wheel`` does).
+wheel`` does). ``TENSORFERRY_BUNDLED_NOTICE`` names the copyright notice of a library that the wheel
+will carry, to go with it.
 """
 
 from __future__ import annotations
@@ -44,6 +45,9 @@ class ExtensionHook(BuildHookInterface):  # type: ignore[type-arg]
             build_data["infer_tag"] = True
             build_data["pure_python"] = False
             build_data["force_include"][str(root / library)] = str(Path(*library.parts[1:]))
+        notice = os.environ.get("TENSORFERRY_BUNDLED_NOTICE")
+        if notice:
+            build_data["force_include"][notice] = "tensorferry/transport/nghttp2.copyright"
 
 
 def compile_extension(root: Path, module: str, source: str, libraries: list[str]) -> None:

@@ -100,7 +100,7 @@ def _default(each: dataclasses.Field[object]) -> str:
         for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
             if value % size == 0:
                 return f"`{value}` ({value // size} {unit})"
-    return f"`{value}`"
+    return f"`{value}`" if value != "" else "(empty)"
 
 
 def _status(kind: type[errors.TensorferryError]) -> str:

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import time
+import urllib.request
 from dataclasses import dataclass, replace
 
 import grpc
@@ -16,6 +17,8 @@ from loadtests.bench.targets import Running
 from tensorferry.wire import open_inference_pb2 as pb
 
 WARM_UP_S = 1
+#: How long a server that listens may take until it answers.
+HTTP_READY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,28 +60,51 @@ def require_h2load() -> None:
 
 def check_answer(running: Running, body: Body) -> None:
     """Exit unless the server gives the right answer: a fast wrong one is worth nothing."""
-    with grpc.insecure_channel(f"127.0.0.1:{running.port}", _channel_options()) as channel:
-        reply = pb.ModelInferResponse.FromString(channel.unary_unary(METHOD)(body.message, timeout=60))
-    answer = reply.raw_output_contents[0]
+    answer = _asked_by_grpc(running, body) if running.target.is_grpc else _asked_by_http(running, body)
     served, expected = (np.frombuffer(data, np.float32) for data in (answer, body.answer))
     if served.shape != expected.shape or not np.allclose(served, expected, atol=1e-5):
         raise SystemExit(f"{running.target.name} answers wrongly: {served[:4]} for {expected[:4]}")
 
 
+def _asked_by_grpc(running: Running, body: Body) -> bytes:
+    with grpc.insecure_channel(f"127.0.0.1:{running.port}", _channel_options()) as channel:
+        reply = pb.ModelInferResponse.FromString(channel.unary_unary(METHOD)(body.message, timeout=60))
+    return reply.raw_output_contents[0]
+
+
+def _asked_by_http(running: Running, body: Body) -> bytes:
+    url = f"http://127.0.0.1:{running.port}{running.target.path}"
+    deadline = time.monotonic() + HTTP_READY_S
+    while True:
+        try:
+            with urllib.request.urlopen(url, body.raw.read_bytes(), timeout=60) as reply:
+                return bytes(reply.read())
+        except OSError as error:
+            # It listens before its workers have loaded the model, and answers with an error till then.
+            if time.monotonic() > deadline:
+                raise SystemExit(f"{running.target.name} doesn't answer: {error}") from None
+        time.sleep(0.2)
+
+
 def h2load(running: Running, body: Body, load: Load, core: str) -> Sample:
     """Run h2load on ``core`` against a running server."""
-    path = METHOD if running.target.is_grpc else "/static"
+    target = running.target
+    if target.speaks == "http1":
+        # HTTP/1 has no streams: as many calls in flight take as many connections.
+        load = replace(load, connections=load.connections * load.streams, streams=1)
     command = ["taskset", "-c", core, "h2load", f"-c{load.connections}", f"-m{load.streams}"]
     command += [f"-D{load.seconds:g}", f"--warm-up-time={WARM_UP_S}"]
     if load.rate:
         command.append(f"--rps={load.rate / load.connections:g}")
-    if running.target.is_grpc:
+    if target.speaks == "grpc":
         command += ["-d", str(body.framed), "-H", "content-type: application/grpc", "-H", "te: trailers"]
+    elif target.speaks == "http1":
+        command += ["--h1", "-d", str(body.raw)]
     log = running.scratch / "h2load.tsv" if load.exact else None
     if log:
         log.unlink(missing_ok=True)
         command.append(f"--log-file={log}")
-    command.append(f"http://127.0.0.1:{running.port}{path}")
+    command.append(f"http://127.0.0.1:{running.port}{target.path}")
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     time.sleep(WARM_UP_S)
     before = running.cpu_s()

@@ -39,10 +39,15 @@ class _Identity(torch.nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """A request, the file that holds it with gRPC's five-byte prefix, and the bytes of the right answer."""
+    """A request, and the bytes of the right answer.
+
+    ``framed`` is a file that holds the request with gRPC's five-byte prefix, ``raw`` one that holds
+    the bytes of its tensor alone, for servers that take such.
+    """
 
     message: bytes
     framed: Path
+    raw: Path
     answer: bytes
 
 
@@ -81,4 +86,6 @@ def _body(path: Path, model: str, name: str, array: np.ndarray, answer: bytes) -
     message.raw_input_contents.append(array.tobytes())
     raw = message.SerializeToString()
     path.write_bytes(b"\0" + struct.pack(">I", len(raw)) + raw)
-    return Body(raw, path, answer)
+    tensor = path.with_suffix(".raw")
+    tensor.write_bytes(array.tobytes())
+    return Body(raw, path, tensor, answer)

@@ -15,6 +15,8 @@ from loadtests.bench.load import Sample
 Results = dict[str, dict[str, list[Sample]]]
 
 REFERENCE = "minimal"
+#: What rates are compared with, where it was measured.
+REFERENCES = (REFERENCE, "nghttpd", "triton", "mosec")
 
 
 def write(results: Results, cases: dict[str, tuple[str, str]], out: Path) -> None:
@@ -50,14 +52,15 @@ def _table(servers: dict[str, list[Sample]], shows: str) -> list[str]:
     head = f"{'server':10} {'requests/s':>11} {'CPU us':>8}"
     if shows == "latency":
         head += f" {'p50 us':>8} {'p99 us':>8} {'p50 / minimal':>20}"
-    lines = [head + f" {'rate / minimal':>22} {'rate / nghttpd':>22}"]
+    references = [name for name in REFERENCES if name in servers]
+    lines = [head + "".join(f" {'rate / ' + name:>20}" for name in references)]
     for name, samples in servers.items():
         line = f"{name:10} {_median(samples, 'requests_per_s'):11,.0f} {_median(samples, 'cpu_us'):8.1f}"
         if shows == "latency":
             line += f" {_median(samples, 'p50_us'):8.0f} {_median(samples, 'p99_us'):8.0f}"
             line += f" {_spread(ratios(servers, name, REFERENCE, 'p50_us')):>20}"
-        for reference in (REFERENCE, "nghttpd"):
-            line += f" {_spread(ratios(servers, name, reference, 'requests_per_s')):>22}"
+        for reference in references:
+            line += f" {_spread(ratios(servers, name, reference, 'requests_per_s')):>20}"
         lines.append(line)
     return lines
 

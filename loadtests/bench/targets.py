@@ -11,8 +11,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
@@ -23,13 +23,22 @@ _START_TIMEOUT_S = 90.0
 class Target:
     """A server under test. ``{port}`` in the command is replaced by a free port.
 
-    ``serves`` names the bodies that it answers; nghttpd, the limit, serves only a file.
+    ``serves`` names the bodies that it answers. ``speaks`` is "grpc"; "http1" for a raw body by POST
+    to ``path``; or "file" for nghttpd, the limit, which serves only a file. ``environment`` is added
+    to ours.
     """
 
     name: str
     command: tuple[str, ...]
     serves: tuple[str, ...] = ("fraud",)
-    is_grpc: bool = True
+    speaks: str = "grpc"
+    path: str = "/inference.GRPCInferenceService/ModelInfer"
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_grpc(self) -> bool:
+        """Whether gRPC callers can call it."""
+        return self.speaks == "grpc"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +71,7 @@ def targets(repository: Path, static: Path) -> dict[str, Target]:
         "grpcio": Target("grpcio", (*ours, "grpcio"), ("fraud", "image")),
         "minimal": Target("minimal", minimal),
         "nghttpd": Target(
-            "nghttpd", ("nghttpd", "--no-tls", "-d", str(static), "{port}"), ("fraud",), is_grpc=False
+            "nghttpd", ("nghttpd", "--no-tls", "-d", str(static), "{port}"), speaks="file", path="/static"
         ),
     }
 
@@ -73,7 +82,12 @@ def started(target: Target, cores: str) -> Iterator[Running]:
     port = _free_port()
     command = [part.replace("{port}", str(port)) for part in target.command]
     with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(["taskset", "-c", cores, *command], stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            ["taskset", "-c", cores, *command],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | target.environment,
+        )
         try:
             _wait_until_listening(process, port, log, target)
             yield Running(target, port, process, Path(scratch))

@@ -29,6 +29,7 @@ from tensorferry.service.builtin import HealthService, reflection_methods
 from tensorferry.service.inference import SERVICE, InferenceService
 from tensorferry.service.methods import MethodTable
 from tensorferry.transport import Transport, choose
+from tensorferry.transport.listening import address_of
 
 __all__ = ["Server", "run", "running", "serve"]
 
@@ -47,11 +48,14 @@ _CLOSE_S: Final = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running server: its engine, and where it listens."""
+    """A running server: its engine, and where it listens.
+
+    ``grpc_address`` is ``host:port`` or ``unix:/path``, which has 0 for ``grpc_port``.
+    """
 
     engine: Engine
     transport: str
-    host: str
+    grpc_address: str
     grpc_port: int
     http_port: int
 
@@ -68,25 +72,36 @@ async def running(config: ServerConfig) -> AsyncIterator[Server]:
     engine = Engine(config.max_queue_size, config.max_inflight_bytes, _cores(config.processes))
     health = HealthService(engine)
     transport = choose(config, reuse_port=config.processes > 1)
-    http = HttpPort(engine)
+    http = HttpPort(engine, transport)
     # Before anybody can ask: its first step makes the models known as LOADING. A caller that came
     # earlier would hear that there is no such model, and a probe that all is ready.
     loading = asyncio.create_task(engine.load_all(entries))
     await asyncio.sleep(0)
     try:
         await health.update()
+        http_port = await http.start(config.http_host, config.http_port)
+        # One of several processes takes no calls before it can answer them: the kernel would send
+        # it a share of the connections, while the other processes are well able to serve them.
+        if config.processes > 1:
+            await loading
         grpc_port = await transport.start(_methods(engine, health), config.host, config.grpc_port)
-        http_port = await http.start(config.host, config.http_port)
-        print(f"grpc listening on {config.host}:{grpc_port} ({transport.name})", flush=True)
-        print(f"http listening on {config.host}:{http_port}", flush=True)
+        address = config.host if config.unix_path else address_of(config.host, grpc_port)
+        print(f"grpc listening on {address} ({transport.name}{_security(config)})", flush=True)
+        print(f"http listening on {address_of(config.http_host, http_port)}", flush=True)
         await loading
         await health.update()
         _freeze()
-        yield Server(engine, transport.name, config.host, grpc_port, http_port)
+        yield Server(engine, transport.name, address, grpc_port, http_port)
     finally:
         loading.cancel()
         await _drain(engine, health, transport, config.drain_timeout_s)
         await http.stop()
+
+
+def _security(config: ServerConfig) -> str:
+    if not config.tls_certificate:
+        return ""
+    return ", mutual TLS" if config.tls_client_ca else ", TLS"
 
 
 def _cores(processes: int) -> int:

@@ -1,4 +1,4 @@
-"""The command line: ``tensorferry serve | check``."""
+"""The command line: ``tensorferry serve | check | info``."""
 
 from __future__ import annotations
 
@@ -42,6 +42,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("directory", type=Path, metavar="DIR", help="the model repository")
     check.set_defaults(run=_check)
+    info = commands.add_parser(
+        "info", help="print the transports that there are, and every version", description=_info.__doc__
+    )
+    info.add_argument("--json", action="store_true", help="as JSON, for scripts")
+    info.set_defaults(run=_info)
     return parser
 
 
@@ -76,3 +81,11 @@ def _check(parsed: argparse.Namespace) -> int:
         else:
             print(f"{name}: ok")
     return 1 if broken else 0
+
+
+def _info(parsed: argparse.Namespace) -> int:
+    """Print what this installation and this machine have: for a bug report, or to see why it's slow."""
+    from tensorferry import info
+
+    print(info.as_json() if parsed.json else info.as_text())
+    return 0

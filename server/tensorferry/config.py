@@ -11,17 +11,23 @@ Rules for this file: nothing below ``cli`` reads ``os.environ``; every limit has
 from __future__ import annotations
 
 import argparse
+import os
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from tensorferry.errors import SettingsError
 
-__all__ = ["ENVIRONMENT_PREFIX", "ServerConfig", "add_flags", "load"]
+__all__ = ["ENVIRONMENT_PREFIX", "UNIX_PREFIX", "ServerConfig", "add_flags", "load"]
 
 ENVIRONMENT_PREFIX = "TENSORFERRY_"
+
+#: What an address starts with that is a unix socket's path, as in gRPC's targets.
+UNIX_PREFIX: Final = "unix:"
+#: sockaddr_un holds 108 bytes, the last of them zero.
+_MAX_UNIX_PATH_BYTES: Final = 107
 
 Validator = Callable[[Any], str | None]
 
@@ -42,6 +48,20 @@ def _not_empty(value: str) -> str | None:
     return None if str(value) else "must not be empty"
 
 
+def _address(value: str) -> str | None:
+    if not value:
+        return "must not be empty"
+    if not value.startswith(UNIX_PREFIX):
+        return None
+    path = value.removeprefix(UNIX_PREFIX)
+    if not path.startswith("/"):
+        return f"must give the socket's absolute path, as in unix:/run/tensorferry.sock, not {value!r}"
+    size = len(os.fsencode(path))
+    if size > _MAX_UNIX_PATH_BYTES:
+        return f"names a socket by {size} bytes; the limit is {_MAX_UNIX_PATH_BYTES}: choose a shorter path"
+    return None
+
+
 def _setting(default: object, help: str, check: Validator | None = None) -> Any:  # noqa: ANN401 - a field of any type
     return field(default=default, metadata={"help": help, "check": check})
 
@@ -55,13 +75,24 @@ class ServerConfig:
     """
 
     model_repository: Path = _setting(Path("models"), "directory of models, in Triton's layout", _not_empty)
-    host: str = _setting("127.0.0.1", "address to listen on, for gRPC and HTTP", _not_empty)
+    host: str = _setting(
+        "127.0.0.1",
+        "address to listen on, for gRPC and HTTP; unix:/path/to/socket for gRPC, and HTTP on 127.0.0.1",
+        _address,
+    )
     grpc_port: int = _setting(8001, "port of the inference service; 0 takes a free one", _port)
     http_port: int = _setting(8002, "port of health and metrics; 0 takes a free one", _port)
     transport: str = _setting(
         "auto", "gRPC transport: auto, grpcio or http2", _one_of("auto", "grpcio", "http2")
     )
     processes: int = _setting(1, "server processes that share the port", _at_least(1))
+    tls_certificate: str = _setting(
+        "", "PEM file of the server's certificate chain; gRPC then takes TLS alone; empty: plain text"
+    )
+    tls_key: str = _setting("", "PEM file of the certificate's private key, without a passphrase")
+    tls_client_ca: str = _setting(
+        "", "PEM file of the authorities that must have signed every caller's certificate; empty: ask none"
+    )
     max_message_bytes: int = _setting(64 * 2**20, "largest request or reply", _at_least(1024))
     max_queue_size: int = _setting(
         4096, "requests that may wait for one model, unless its configuration says", _at_least(1)
@@ -120,6 +151,38 @@ class ServerConfig:
             fault = check(getattr(self, each.name)) if check else None
             if fault:
                 raise SettingsError(f"{_flag(each.name)} {fault}")
+        fault = _contradiction(self)
+        if fault:
+            raise SettingsError(fault)
+
+    @property
+    def unix_path(self) -> str:
+        """The socket's path if gRPC listens on one, or ""."""
+        return self.host.removeprefix(UNIX_PREFIX) if self.host.startswith(UNIX_PREFIX) else ""
+
+    @property
+    def http_host(self) -> str:
+        """The address of the HTTP port: probes and Prometheus speak TCP."""
+        return "127.0.0.1" if self.unix_path else self.host
+
+
+def _contradiction(config: ServerConfig) -> str | None:
+    """Say which settings don't go together, if any."""
+    if config.unix_path and config.processes > 1:
+        return (
+            f"--processes {config.processes} can't share the unix socket of --host {config.host}: the kernel"
+            " spreads connections over TCP ports only; use --processes 1, or an address and a port"
+        )
+    if config.tls_key and not config.tls_certificate:
+        return "--tls-key is of no use without --tls-certificate: give both, or neither"
+    if config.tls_certificate and not config.tls_key:
+        return "--tls-certificate needs its private key: give --tls-key too"
+    if config.tls_client_ca and not config.tls_certificate:
+        return (
+            "--tls-client-ca asks callers for certificates, which needs TLS: give --tls-certificate"
+            " and --tls-key too"
+        )
+    return None
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

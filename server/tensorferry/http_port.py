@@ -10,6 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from tensorferry import metrics
 from tensorferry.engine import Engine
 from tensorferry.errors import SettingsError
+from tensorferry.transport import Transport
 
 __all__ = ["HttpPort", "listen"]
 
@@ -38,9 +39,9 @@ async def listen(routes: Mapping[str, Handler], host: str, port: int) -> tuple[w
 class HttpPort:
     """``/healthz/live``, ``/healthz/ready`` and ``/metrics``."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, transport: Transport) -> None:
         self._engine = engine
-        self._registry = metrics.registry_of(engine)
+        self._registry = metrics.registry_of(engine, transport)
         self._runner: web.AppRunner | None = None
 
     async def start(self, host: str, port: int) -> int:

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from tensorferry.batching.statistics import BatcherStatistics
 from tensorferry.engine import Engine
+from tensorferry.transport import Transport
 
 __all__ = ["exposition", "registry_of", "summed"]
 
@@ -61,6 +62,27 @@ class _EngineCollector(Collector):
         )
 
 
+#: Name, help, and the attribute of ``TransportStatistics``.
+_HELD = (
+    ("tensorferry_connections", "gRPC connections", "connections"),
+    ("tensorferry_streams", "Calls in progress", "streams"),
+    ("tensorferry_unsent_bytes", "Reply bytes that wait for callers to read them", "unsent_bytes"),
+    ("tensorferry_receiving_bytes", "Bytes of requests that are partly here", "receiving_bytes"),
+)
+
+
+class _TransportCollector(Collector):
+    """Only the http2 transport knows these; on grpcio they are 0."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def collect(self) -> Iterable[Metric]:
+        held = self._transport.statistics()
+        for metric, description, attribute in _HELD:
+            yield GaugeMetricFamily(metric, description, value=getattr(held, attribute))
+
+
 def _failures_and_queue(snapshots: list[tuple[tuple[str, str], BatcherStatistics]]) -> Iterable[Metric]:
     failures = CounterMetricFamily(
         "nv_inference_request_failure", "Requests that got an error", labels=(*_LABELS, "reason")
@@ -89,10 +111,11 @@ def _batch_histogram(counts: BatcherStatistics) -> tuple[list[tuple[str, float]]
     return buckets, counts.inference_count
 
 
-def registry_of(engine: Engine) -> CollectorRegistry:
-    """Make a registry that collects from ``engine``."""
+def registry_of(engine: Engine, transport: Transport) -> CollectorRegistry:
+    """Make a registry that collects from ``engine`` and ``transport``."""
     registry = CollectorRegistry()
     registry.register(_EngineCollector(engine))
+    registry.register(_TransportCollector(transport))
     return registry
 
 

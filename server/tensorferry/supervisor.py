@@ -29,6 +29,7 @@ from tensorferry import metrics
 from tensorferry.config import ServerConfig
 from tensorferry.errors import SettingsError
 from tensorferry.http_port import listen
+from tensorferry.transport.listening import address_of
 
 __all__ = ["settings_of", "supervise"]
 
@@ -40,6 +41,8 @@ _LONGEST_PAUSE_S = 30.0
 _WELL_AFTER_S = 60.0
 _SCRAPE_TIMEOUT_S = 5.0
 _CONFIGURATION_STATUS = 2
+#: ``ready, except ...`` names models; asyncio's own limit of 64 KiB would end the reading.
+_LONGEST_LINE_BYTES = 2**20
 
 
 class _Worker:
@@ -53,7 +56,7 @@ class _Worker:
         self.is_ready = False
         self._config = config
         self._process: asyncio.subprocess.Process | None = None
-        self._stopping = False
+        self._stopping = asyncio.Event()
 
     async def run(self) -> None:
         """Keep the worker going until ``stop``.
@@ -66,7 +69,7 @@ class _Worker:
         while True:
             started = loop.time()
             status = await self._run_once()
-            if self._stopping:
+            if self._stopping.is_set():
                 return
             if status == _CONFIGURATION_STATUS and not self.announcement.done():
                 raise SettingsError("a server process refused its settings; its message is above")
@@ -75,9 +78,10 @@ class _Worker:
             _log.error(
                 "server process ended; starting it again", process=self.number, status=status, pause_s=pause_s
             )
-            await asyncio.sleep(pause_s)
-            if self.is_stopping():
-                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._stopping.wait()
+                    return
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     async def _run_once(self) -> int:
@@ -85,10 +89,13 @@ class _Worker:
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "tensorferry.worker", str(os.getpid()), settings),
             stdout=asyncio.subprocess.PIPE,
+            limit=_LONGEST_LINE_BYTES,
             # Out of the terminal's reach: Ctrl-C is the parent's to pass on, and twice is a kill.
             start_new_session=True,
         )
         assert self._process.stdout is not None, "stdout is a pipe"
+        if self._stopping.is_set():
+            self._send(signal.SIGTERM)  # the word came while the process was being made
         async for raw in self._process.stdout:
             self._heard(raw.decode().strip())
         self.is_ready = False
@@ -97,7 +104,7 @@ class _Worker:
 
     def _heard(self, line: str) -> None:
         if line.startswith("grpc listening on "):
-            self.transport = line.rpartition("(")[2].rstrip(")")
+            self.transport = line.rpartition(" (")[2].rstrip(")")
         elif line.startswith("http listening on "):
             self.http_url = "http://" + line.removeprefix("http listening on ")
         elif line.startswith("ready"):
@@ -105,13 +112,12 @@ class _Worker:
             if not self.announcement.done():
                 self.announcement.set_result(line)
 
-    def is_stopping(self) -> bool:
-        """Whether ``stop`` has been called."""
-        return self._stopping
-
     def stop(self, number: signal.Signals) -> None:
         """Pass a signal on; the worker isn't started again."""
-        self._stopping = True
+        self._stopping.set()
+        self._send(number)
+
+    def _send(self, number: signal.Signals) -> None:
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(number)
@@ -131,8 +137,11 @@ class _Front:
         for worker, answer in zip(self._workers, await self._ask("/healthz/ready"), strict=True):
             if answer is None:
                 not_ready[f"process {worker.number}"] = "starting"
-            else:
-                not_ready |= json.loads(answer)["not_ready"]
+                continue
+            said = json.loads(answer)
+            not_ready |= said["not_ready"]
+            if not said["ready"] and not said["not_ready"]:
+                not_ready[f"process {worker.number}"] = "draining"
         return web.json_response(
             {"ready": not not_ready, "not_ready": not_ready}, status=503 if not_ready else 200
         )
@@ -172,24 +181,28 @@ async def supervise(config: ServerConfig) -> None:
     _forward_signals(workers)
     announcing = asyncio.create_task(_announce(config, port, http_port, workers))
     try:
-        async with asyncio.TaskGroup() as group:
-            for worker in workers:
-                group.create_task(worker.run())
-    except* SettingsError as errors:
-        for worker in workers:
-            worker.stop(signal.SIGTERM)
-        raise errors.exceptions[0] from None
+        await _run_all(workers)
     finally:
         announcing.cancel()
         await runner.cleanup()
         holder.close()
 
 
+async def _run_all(workers: list[_Worker]) -> None:
+    """Return when all have been stopped; if one can't go on, stop the others and say why."""
+    running = [asyncio.create_task(worker.run()) for worker in workers]
+    await asyncio.wait(running, return_when=asyncio.FIRST_EXCEPTION)
+    for worker in workers:
+        worker.stop(signal.SIGTERM)
+    await asyncio.wait(running)
+    await asyncio.gather(*running)
+
+
 async def _announce(config: ServerConfig, port: int, http_port: int, workers: list[_Worker]) -> None:
     lines = await asyncio.gather(*(worker.announcement for worker in workers))
     transport = f"{workers[0].transport}, {config.processes} processes"
-    print(f"grpc listening on {config.host}:{port} ({transport})")
-    print(f"http listening on {config.host}:{http_port}")
+    print(f"grpc listening on {address_of(config.host, port)} ({transport})")
+    print(f"http listening on {address_of(config.host, http_port)}")
     print(max(lines, key=len), flush=True)
 
 
@@ -212,11 +225,16 @@ def _hold_port(host: str, port: int) -> socket.socket:
     """Bind the port without listening: the kernel hands connections only to those who listen."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # SO_REUSEPORT would share the port with another server's processes, too, if they are the
+        # same user's: each would get some of the other's calls. Without it the port must be free.
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
         holder = socket.socket(family, kind, protocol)
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         holder.bind(address)
     except OSError as error:
-        raise SettingsError(f"can't listen on {host}:{port} for gRPC: {error.strerror}") from None
+        raise SettingsError(f"can't listen on {address_of(host, port)} for gRPC: {error.strerror}") from None
     return holder
 
 

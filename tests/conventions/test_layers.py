@@ -29,6 +29,7 @@ LAYERS = (
     "supervisor",
     "worker",
     "checking",
+    "info",
     "cli",
 )
 

@@ -25,7 +25,7 @@ SERVE: Final = (sys.executable, "-m", "tensorferry", "serve")
 
 _SHOWN_LOG_LINES: Final = 30
 # The gRPC line ends with the transport's name in brackets.
-_LISTENING: Final = re.compile(r"(grpc|http) listening on (\S+:\d+)(?: \((\w+).*\))?")
+_LISTENING: Final = re.compile(r"(grpc|http) listening on (\S+:\d+|unix:\S+)(?: \((\w+).*\))?")
 
 
 class ServerProcessError(Exception):

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from dataclasses import dataclass
+from importlib import import_module
 from typing import Protocol
 
 import structlog
@@ -14,9 +15,23 @@ from tensorferry.config import ServerConfig
 from tensorferry.errors import SettingsError
 from tensorferry.service.methods import MethodTable
 
-__all__ = ["Transport", "available", "choose"]
+__all__ = ["Transport", "TransportStatistics", "available", "choose"]
 
 _log = structlog.get_logger("tensorferry.transport")
+
+
+@dataclass(frozen=True, slots=True)
+class TransportStatistics:
+    """What a transport holds now; zeros where it doesn't know.
+
+    ``unsent_bytes`` are reply bytes that wait for callers to read them, ``receiving_bytes`` those of
+    requests that are partly here or wait for their handler.
+    """
+
+    connections: int = 0
+    streams: int = 0
+    unsent_bytes: int = 0
+    receiving_bytes: int = 0
 
 
 class Transport(Protocol):
@@ -36,10 +51,19 @@ class Transport(Protocol):
         """Take no new call, let accepted ones finish for up to ``grace_s``, then end the rest."""
         ...
 
+    def statistics(self) -> TransportStatistics:
+        """Return what it holds now."""
+        ...
+
 
 def available() -> tuple[str, ...]:
     """Return the names of the transports that this installation has, the fastest first."""
-    return ("http2", "grpcio") if find_spec("tensorferry.transport._http2") else ("grpcio",)
+    try:
+        # It may be there and still not load: built for another Python, or libnghttp2 is gone.
+        import_module("tensorferry.transport._http2")
+    except ImportError:
+        return ("grpcio",)
+    return ("http2", "grpcio")
 
 
 def choose(config: ServerConfig, reuse_port: bool = False) -> Transport:
@@ -57,8 +81,8 @@ def choose(config: ServerConfig, reuse_port: bool = False) -> Transport:
             _log.warning("serving on grpcio: the http2 transport isn't built here; see docs/transports.md")
     elif name not in available():
         raise SettingsError(
-            f"--transport {name} isn't built in this installation (its C extension needs libnghttp2-dev);"
-            " use auto or grpcio"
+            f"--transport {name} isn't built in this installation (its C extension needs libnghttp2-dev),"
+            " or doesn't load (tensorferry info says why); use auto or grpcio"
         )
     if name == "http2":
         from tensorferry.transport.http2 import Http2Transport

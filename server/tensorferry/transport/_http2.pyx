@@ -13,14 +13,18 @@ Rules for this file:
    ``on_stream_close``; nghttp2 holds borrowed pointers to it for exactly that long. A handler may
    hold it longer: every method of a stream that is closed does nothing.
 4. ``_unsent`` counts reply bytes from ``reply`` to the output buffer; ``_receiving`` the bytes of messages
-   that are partly here. Both return to 0 when the streams are gone (the soak test checks).
+   that are partly here or wait for their handler. Both return to 0 when the streams are gone.
+5. A callback that raises returns -902 (NGHTTP2_ERR_CALLBACK_FAILURE), which ends nghttp2's run at once; the exception
+   goes on from ``mem_recv`` or ``mem_send``, and the connection is aborted: its state can't be trusted.
 
 One tick: ``buffer_updated`` (one ``mem_recv``, then all calls of that read) marks the session dirty when
 anything is to be sent; the hub flushes all dirty sessions in one callback, one write for each.
 """
 
-from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE, PyByteArray_Resize
+from cpython.bytearray cimport (
+    PyByteArray_AS_STRING, PyByteArray_FromStringAndSize, PyByteArray_GET_SIZE, PyByteArray_Resize)
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.stdint cimport int32_t, uint8_t, uint32_t
 from libc.string cimport memcmp, memcpy
 
@@ -31,9 +35,12 @@ from collections import deque
 from tensorferry.transport._nghttp2 cimport *
 
 cdef object _monotonic = time.monotonic
+cdef bytes TOO_MUCH = b"the messages on this connection exceed max_connection_receive_bytes"
 
 cdef enum:
     NO_ERROR = 0
+    PROTOCOL_ERROR = 1
+    INTERNAL_ERROR = 2
     ENHANCE_YOUR_CALM = 11
 
     FLAG_NONE = 0
@@ -46,6 +53,8 @@ cdef enum:
     RST_STREAM = 3
     SETTINGS = 4
     PING = 6
+    WINDOW_UPDATE = 8
+    CONTINUATION = 9
 
     NV_NONE = 0
     NV_STATIC = 2 | 4  # neither name nor value needs copying
@@ -54,7 +63,12 @@ cdef enum:
     DATA_NO_END_STREAM = 2
     DATA_NO_COPY = 4
 
+    ERR_WOULDBLOCK = -504
     ERR_DEFERRED = -508
+    ERR_FRAME_SIZE_ERROR = -522
+    ERR_BAD_CLIENT_MAGIC = -903
+    ERR_FLOODED = -904
+    ERR_TOO_MANY_CONTINUATIONS = -905
 
     SETTINGS_MAX_CONCURRENT_STREAMS = 3
     SETTINGS_INITIAL_WINDOW_SIZE = 4
@@ -77,6 +91,10 @@ cdef enum:
     WINDOW_BYTES = 1 << 20
     CONNECTION_WINDOW_BYTES = 16 << 20
     RECEIVE_BUFFER_BYTES = 256 << 10
+    # A status message goes into one header block, and callers bound those (grpcio: 8 KiB).
+    DETAILS_BYTES = 4 << 10
+    # A call is refused for headers beyond max_header_list_bytes, a connection for this many times it.
+    HEADER_LISTS = 4
 
 cdef double NEVER = float("inf")
 
@@ -164,15 +182,24 @@ cdef class Hub:
             raise MemoryError
         nghttp2_session_callbacks_set_on_begin_headers_callback(self._callbacks, _on_begin_headers)
         nghttp2_session_callbacks_set_on_header_callback(self._callbacks, _on_header)
+        nghttp2_session_callbacks_set_on_begin_frame_callback(self._callbacks, _on_begin_frame)
         nghttp2_session_callbacks_set_on_frame_recv_callback(self._callbacks, _on_frame_recv)
         nghttp2_session_callbacks_set_on_frame_send_callback(self._callbacks, _on_frame_send)
+        nghttp2_session_callbacks_set_on_frame_not_send_callback(self._callbacks, _on_frame_not_send)
         nghttp2_session_callbacks_set_on_data_chunk_recv_callback(self._callbacks, _on_data_chunk_recv)
         nghttp2_session_callbacks_set_on_stream_close_callback(self._callbacks, _on_stream_close)
         nghttp2_session_callbacks_set_send_data_callback(self._callbacks, _send_data)
         nghttp2_option_set_no_auto_window_update(self._option, 1)
         nghttp2_option_set_no_closed_streams(self._option, 1)
+        # Its own bound on unsent acknowledgements must not come before ours, which says why it ends.
+        nghttp2_option_set_max_outbound_ack(self._option, <size_t> limits.max_control_frames_burst + 1000)
 
-    # The callbacks and options live as long as the process: a transport is made once.
+    def __dealloc__(self):
+        # Sessions have copied both.
+        if self._callbacks != NULL:
+            nghttp2_session_callbacks_del(self._callbacks)
+        if self._option != NULL:
+            nghttp2_option_del(self._option)
 
     cdef inline void _mark(self, Session session):
         self._dirty.append(session)
@@ -187,7 +214,11 @@ cdef class Hub:
         self._dirty = []
         for session in dirty:
             session._dirty = False
-            session.flush()
+            try:
+                session.flush()
+            except Exception as error:  # one connection's failure is not the others'
+                self._log_error(error)
+                session.abort()
 
 
 cdef class Stream:
@@ -309,16 +340,26 @@ cdef class Stream:
         self._fail(number, _percent_encoded(details))
 
     cdef void _fail(self, int status, bytes details):
-        """End the call with an error; ``details`` is percent-encoded."""
-        if self._headers_sent:
-            self._status = status
-            self._details = details
-            self._finished = True
-            self._resume()
+        """End the call with an error, unless it has ended; ``details`` is percent-encoded."""
+        self._end(status, details, None)
+
+    cdef void _end(self, int status, bytes details, list trailing):
+        if self._finished or self._closed:
             return
         self._finished = True
-        self._headers_sent = True
-        self._submit_trailers_only(status, details, None)
+        if not self._headers_sent:
+            self._headers_sent = True
+            self._submit_trailers_only(status, details, trailing)
+            return
+        self._status = status
+        self._details = details
+        self._trailing = trailing
+        if self._out is None and not self._queue:
+            # Not by way of the DATA that waits: it would need flow-control credit, trailers don't.
+            _submit_trailers(self._session._ptr, self)
+            self._session._touch()
+        else:
+            self._resume()
 
     cdef void _submit_trailers_only(self, int status, bytes details, list trailing):
         fields = [(b":status", b"200"), (b"content-type", b"application/grpc"), (b"grpc-status", b"%d" % status)]
@@ -338,31 +379,34 @@ cdef class Stream:
                                (b"grpc-message", content)])
 
     cdef void _submit_response(self, list fields):
-        cdef nghttp2_nv headers[64]
-        cdef size_t count = _fill(headers, 64, fields)
-        nghttp2_submit_response(self._session._ptr, self.id, headers, count, NULL)
+        cdef nghttp2_nv *headers = _filled(fields)
+        nghttp2_submit_response(self._session._ptr, self.id, headers, len(fields), NULL)
+        PyMem_Free(headers)
         self._session._touch()
 
     # -- the handler's side: RPC tasks ----------------------------------------------------------
 
     def send_headers(self, list metadata):
         """Send the initial metadata: (name, value) pairs of bytes. Only once, before any message."""
-        cdef nghttp2_nv headers[64]
-        cdef size_t count
+        cdef nghttp2_nv *headers
         if self._headers_sent or self._closed:
             return
-        self._headers_sent = True
         fields = [(b":status", b"200"), (b"content-type", b"application/grpc"), (b"grpc-accept-encoding", ACCEPTED)]
         if self._session._hub._compression & self.accepts:
             fields.append((b"grpc-encoding", b"gzip" if self._session._hub._compression == GZIP else b"deflate"))
         fields += metadata
-        count = _fill(headers, 64, fields)
-        nghttp2_submit_headers(self._session._ptr, FLAG_NONE, self.id, NULL, headers, count, NULL)
+        headers = _filled(fields)
+        self._headers_sent = True
+        nghttp2_submit_headers(self._session._ptr, FLAG_NONE, self.id, NULL, headers, len(fields), NULL)
+        PyMem_Free(headers)
         self._session._touch()
 
     def send_message(self, bytes message not None):
         """Queue one message of a streaming reply. Returns the bytes that wait to be sent."""
         if self._finished or self._closed:
+            return 0
+        if PyBytes_GET_SIZE(message) > self._session._hub._max_message:
+            self._fail(STATUS_RESOURCE_EXHAUSTED, b"a reply is larger than max_message_bytes")
             return 0
         if not self._headers_sent:
             self.send_headers([])
@@ -380,22 +424,15 @@ cdef class Stream:
 
     def finish(self, int status, str details, list trailing):
         """End the reply with a status and trailing metadata."""
-        if self._finished or self._closed:
-            return
-        self._status = status
-        self._details = _percent_encoded(details)
-        self._trailing = trailing
-        self._finished = True
-        if not self._headers_sent:
-            self._headers_sent = True
-            self._submit_trailers_only(status, self._details, trailing)
-            return
-        self._resume()
+        self._end(status, _percent_encoded(details), trailing)
 
     def taken(self, Py_ssize_t size):
         """Say that the handler has taken a message of ``size`` bytes from its inbox: credit the sender."""
+        if self._closed:
+            return
         self._inbox -= size
-        if self._withheld and self._inbox < INBOX_BYTES and not self._closed:
+        self._session._receiving -= size
+        if self._withheld and self._inbox < INBOX_BYTES:
             nghttp2_session_consume_stream(self._session._ptr, self.id, self._withheld)
             self._withheld = 0
             self._session._touch()
@@ -427,6 +464,8 @@ cdef class Stream:
         cdef Hub hub = self._session._hub
         self._header_bytes += namelen + valuelen + 32
         if self._header_bytes > hub._max_header_list:
+            if self._header_bytes > HEADER_LISTS * hub._max_header_list:
+                self._session._misused()
             return
         if namelen == 5 and memcmp(name, b":path", 5) == 0:
             self._route((<const char *> value)[:valuelen])
@@ -517,20 +556,18 @@ cdef class Stream:
                 length -= part
                 if self._prefix_length < 5 or not self._begin_message():
                     return
-                if self._expected == 0:
-                    self._message(b"")
-                    continue
                 if length >= <size_t> self._expected:
                     part = self._expected
-                    self._message(PyBytes_FromStringAndSize(<const char *> data, part))
+                    if not self._message(PyBytes_FromStringAndSize(<const char *> data, part)):
+                        return
                     data += part
                     length -= part
                     continue
+                if self._session._receiving + self._expected > hub._max_receiving:
+                    self._give_up(STATUS_RESOURCE_EXHAUSTED, TOO_MUCH)
+                    return
                 self._partial = PyBytes_FromStringAndSize(NULL, self._expected)
                 self._session._receiving += self._expected
-                if self._session._receiving > hub._max_receiving:
-                    self._give_up(STATUS_RESOURCE_EXHAUSTED, b"messages on this connection exceed max_connection_receive_bytes")
-                    return
             part = min(<size_t> (self._expected - self._filled), length)
             memcpy(PyBytes_AS_STRING(self._partial) + self._filled, data, part)
             self._filled += part
@@ -540,38 +577,53 @@ cdef class Stream:
                 self._session._receiving -= self._expected
                 message = self._partial
                 self._partial = None
-                self._message(message)
+                if not self._message(message):
+                    return
 
     cdef bint _begin_message(self):
-        self._expected = (self._prefix[1] << 24) | (self._prefix[2] << 16) | (self._prefix[3] << 8) | self._prefix[4]
+        # As unsigned 32 bits into 64: a length of 2 GiB and more must not come out negative.
+        self._expected = (
+            (<uint32_t> self._prefix[1] << 24) | (<uint32_t> self._prefix[2] << 16)
+            | (<uint32_t> self._prefix[3] << 8) | <uint32_t> self._prefix[4])
         self._filled = 0
         self._compressed = self._prefix[0] == 1
         if self._prefix[0] > 1 or (self._compressed and self._encoding == IDENTITY):
             self._give_up(STATUS_INTERNAL, b"a message's compressed flag doesn't fit grpc-encoding")
-        elif self._expected < 0 or self._expected > self._session._hub._max_message:
+        elif self._expected > self._session._hub._max_message:
             self._give_up(STATUS_RESOURCE_EXHAUSTED, b"a message of %d bytes; max_message_bytes is %d" % (
-                <long long> <uint32_t> self._expected, self._session._hub._max_message))
+                self._expected, self._session._hub._max_message))
         else:
             return True
         return False
 
-    cdef void _message(self, bytes message):
+    cdef bint _message(self, bytes message) except? False:
+        """A message is complete. Returns False if it ended the call."""
+        cdef Session session = self._session
         self._prefix_length = 0
         if self._compressed:
             try:
                 message = _decompressed(message, self._encoding, self._session._hub._max_message)
             except OverflowError:
                 self._give_up(STATUS_RESOURCE_EXHAUSTED, b"a message is larger than max_message_bytes when decompressed")
-                return
+                return False
             except zlib.error:
                 self._give_up(STATUS_INTERNAL, b"a message doesn't decompress")
-                return
+                return False
         if self._is_rpc:
+            # Counted until the handler takes it: decompressed, a window may hold a thousand times its size.
+            if session._receiving + PyBytes_GET_SIZE(message) > session._hub._max_receiving:
+                self._give_up(STATUS_RESOURCE_EXHAUSTED, TOO_MUCH)
+                return False
             self._inbox += PyBytes_GET_SIZE(message)
-            self._session._events.append((MESSAGE, self, message))
-            return
+            session._receiving += PyBytes_GET_SIZE(message)
+            session._events.append((MESSAGE, self, message))
+            return True
         self._messages += 1
+        if self._messages > 1:
+            self._give_up(STATUS_UNIMPLEMENTED, b"a unary call takes one message, and more came")
+            return False
         self._body = message
+        return True
 
     cdef void _half_close(self):
         """The peer has sent everything."""
@@ -582,8 +634,8 @@ cdef class Stream:
             self._give_up(STATUS_INTERNAL, b"the request ended within a message")
         elif self._is_rpc:
             self._session._events.append((HALF_CLOSE, self, None))
-        elif self._messages != 1:
-            self._give_up(STATUS_UNIMPLEMENTED, b"a unary call takes one message, not %d" % self._messages)
+        elif self._messages == 0:
+            self._give_up(STATUS_UNIMPLEMENTED, b"a unary call takes one message, and none came")
         else:
             self._session._calls.append(self)
 
@@ -594,6 +646,7 @@ cdef class Stream:
         if self._partial is not None:
             self._session._receiving -= self._expected
             self._partial = None
+        self._body = None
         if self._is_rpc:
             self._session._events.append((CANCEL, self, None))
         self._fail(status, details)
@@ -603,6 +656,7 @@ cdef class Stream:
         if self._closed:
             return
         self._closed = True
+        self._body = None
         if self._partial is not None:
             self._session._receiving -= self._expected
             self._partial = None
@@ -613,8 +667,12 @@ cdef class Stream:
             for message, _ in self._queue:
                 self._session._unsent -= PyBytes_GET_SIZE(message) + 5
             self._queue = None
+        self._session._receiving -= self._inbox
+        self._inbox = 0
         if not self._finished or self._is_rpc:
             self._session._events.append((CANCEL, self, None))
+        else:
+            self.on_cancel = None  # it may lead back here: no cycle for the garbage collector
 
 
 cdef enum:
@@ -636,8 +694,11 @@ cdef class Session:
     cdef bint _lost
     cdef bint _paused
     cdef bint _reading_paused
-    cdef bint _in_nghttp2
     cdef bint _closing
+    cdef bint _misusing
+    cdef bint _ended
+    cdef bint _backlog
+    cdef bint _full
     cdef double _now
     cdef Py_ssize_t _unsent
     cdef Py_ssize_t _receiving
@@ -655,6 +716,7 @@ cdef class Session:
     cdef readonly double opened_at
     cdef readonly double heard_at
     cdef readonly double busy_at
+    cdef readonly double ended_at
     cdef readonly bint has_settings
     cdef public double closes_at
 
@@ -669,7 +731,7 @@ cdef class Session:
         self._reset_tokens = hub._reset_burst
         self._now = _monotonic()
         self.opened_at = self.heard_at = self.busy_at = self._control_at = self._reset_at = self._now
-        self.closes_at = NEVER
+        self.closes_at = self.ended_at = NEVER
         if nghttp2_session_server_new2(&self._ptr, hub._callbacks, <void *> self, hub._option):
             raise MemoryError
         settings[0].settings_id = SETTINGS_MAX_CONCURRENT_STREAMS
@@ -694,19 +756,15 @@ cdef class Session:
         self.transport = transport
         address = transport.get_extra_info("peername")
         if isinstance(address, tuple):
-            self.peer = f"ipv6:[{address[0]}]:{address[1]}" if ":" in address[0] else f"ipv4:{address[0]}:{address[1]}"
+            self.peer = f"ipv6:%5B{address[0]}%5D:{address[1]}" if ":" in address[0] else f"ipv4:{address[0]}:{address[1]}"
         else:
             self.peer = "unix:"
         self._touch()
 
     def connection_lost(self, error):
         """asyncio: the connection is gone; every call on it is cancelled."""
-        cdef Stream stream
         self._lost = True
-        for stream in list(self._streams.values()):
-            stream._on_closed()
-        self._streams.clear()
-        self._dispatch()
+        self._cancel_all()
         self.transport = None
 
     def get_buffer(self, hint):
@@ -716,16 +774,24 @@ cdef class Session:
     def buffer_updated(self, Py_ssize_t length):
         """asyncio: so many bytes were read."""
         cdef ssize_t taken
-        if self._lost or self._closing:
+        if self._lost or self._closing or self._ended:
             return
         self._now = self.heard_at = _monotonic()
-        self._in_nghttp2 = True
-        taken = nghttp2_session_mem_recv(
-            self._ptr, <const uint8_t *> PyByteArray_AS_STRING(self._hub._receive_buffer), length)
-        self._in_nghttp2 = False
-        if taken < 0:
-            # Not HTTP/2, or misuse that nghttp2 ends the session for. It has queued its GOAWAY.
+        try:
+            taken = nghttp2_session_mem_recv(
+                self._ptr, <const uint8_t *> PyByteArray_AS_STRING(self._hub._receive_buffer), length)
+        except Exception as error:
+            self._hub._log_error(error)
+            self.abort()
+            return
+        if taken == ERR_BAD_CLIENT_MAGIC:
+            nghttp2_session_terminate_session(self._ptr, PROTOCOL_ERROR)
             self._close_soon()
+        elif taken == ERR_FLOODED or taken == ERR_TOO_MANY_CONTINUATIONS:
+            self._misused()
+        elif taken < 0:
+            self.abort()
+            return
         self._dispatch()
         self._touch()
 
@@ -740,6 +806,7 @@ cdef class Session:
     def resume_writing(self):
         """asyncio: the socket takes more."""
         self._paused = False
+        self.heard_at = _monotonic()  # who takes bytes is there, even if nothing is read from it
         self._touch()
 
     # -- the transport's side ---------------------------------------------------------------------
@@ -761,13 +828,13 @@ cdef class Session:
 
     def shutdown_notice(self):
         """Say that the connection will close soon; calls that are under way to us are still taken."""
-        if not self._lost:
+        if not self._lost and not self._closing:
             nghttp2_submit_shutdown_notice(self._ptr)
             self._touch()
 
     def goaway(self):
         """Take no further call; close when those that were taken have been answered."""
-        if self._lost or self._closing:
+        if self._lost or self._closing or self._ended:
             return
         nghttp2_submit_goaway(
             self._ptr, FLAG_NONE, nghttp2_session_get_last_proc_stream_id(self._ptr), NO_ERROR, NULL, 0)
@@ -776,7 +843,7 @@ cdef class Session:
 
     def ping(self):
         """Ask whether the peer is there. Returns False if it hasn't answered the last time."""
-        if self._awaits_pong:
+        if self._awaits_pong or self._lost or self._closing:
             return False
         self._awaits_pong = True
         nghttp2_submit_ping(self._ptr, FLAG_NONE, NULL)
@@ -785,6 +852,7 @@ cdef class Session:
 
     def abort(self):
         """Close now, whatever is under way."""
+        self._ended = True
         if self.transport is not None:
             self.transport.abort()
 
@@ -792,41 +860,88 @@ cdef class Session:
         """Send what there is to send, in one write unless it is more than the socket takes."""
         cdef const uint8_t *data
         cdef ssize_t length
-        if self._lost or self.transport is None:
+        cdef bint wants_write
+        if self._lost or self._ended or self.transport is None:
             return
-        while not self._paused:
-            self._out = bytearray(512)
+        if self._backlog:
+            self._backlog = self.transport.get_write_buffer_size() > FLUSH_BYTES
+        while not self._paused and not self._backlog:
+            # Room for all of it, so that it needn't grow; and not zeroed, as bytearray(n) would be.
+            self._out = PyByteArray_FromStringAndSize(NULL, min(self._unsent + 1024, FLUSH_BYTES + 32768))
             self._out_length = 0
-            self._in_nghttp2 = True
+            self._full = False
             while self._out_length < FLUSH_BYTES:
                 length = nghttp2_session_mem_send(self._ptr, &data)
                 if length <= 0:
                     break
                 self._append(data, length)
-            self._in_nghttp2 = False
             if length < 0:
-                self._closing = True
+                self.abort()
+                return
             if self._out_length:
                 PyByteArray_Resize(self._out, self._out_length)
                 self.transport.write(self._out)
             self._out = None
-            if length <= 0:
+            if length <= 0 and not self._full:
                 break
-        if self._events:
+            # uvloop asks for a pause only at the end of the tick, when it may be far too late.
+            self._backlog = self.transport.get_write_buffer_size() > FLUSH_BYTES
+        if self._backlog and not self._paused:
+            self._touch()
+        if self._events or self._calls:
             self._dispatch()
-        self._regulate_reading()
-        if self._closing or (not nghttp2_session_want_read(self._ptr) and not nghttp2_session_want_write(self._ptr)):
+        wants_write = nghttp2_session_want_write(self._ptr)
+        if self._closing or not (wants_write or nghttp2_session_want_read(self._ptr)):
+            if self._misusing or not wants_write:
+                self._end()
+            elif self.ended_at == NEVER:
+                self.ended_at = _monotonic()  # its last frames wait for the socket; not for ever
+        else:
+            self._regulate_reading()
+
+    cdef void _end(self):
+        """Close when the socket has taken all.
+
+        A peer that does no wrong closes first: were we to, what it still sends (credit for the last
+        reply, say) would be answered by a reset, and some peers then drop replies that they have yet
+        to read. ``http2.py`` aborts the connection if that takes too long after ``ended_at``.
+        """
+        self._closing = True
+        self.ended_at = _monotonic()
+        if self._misusing and self._paused:
+            self.abort()  # it reads nothing, so nothing can be said to it
+            return
+        self._ended = True
+        self._cancel_all()
+        if self._misusing or not self.transport.can_write_eof():
             self.transport.close()
+            return
+        if self._reading_paused:
+            self._reading_paused = False
+            self.transport.resume_reading()
+        self.transport.write_eof()
 
     cdef void _regulate_reading(self):
-        """A peer that doesn't read its replies isn't read from either, until it has caught up."""
+        """A peer that doesn't read its replies isn't read from either, until it reads again.
+
+        Only while its socket is full: a peer that reads, but gives no flow-control credit for what
+        is unsent, would never be heard giving it. ``_dispatch`` holds back that peer's calls.
+        """
         if self._reading_paused:
-            if self._unsent < self._hub._max_unsent // 2:
+            if not self._paused or self._unsent < self._hub._max_unsent // 2:
                 self._reading_paused = False
                 self.transport.resume_reading()
-        elif self._unsent > self._hub._max_unsent:
+        elif self._paused and self._unsent > self._hub._max_unsent:
             self._reading_paused = True
             self.transport.pause_reading()
+
+    cdef void _cancel_all(self):
+        """The connection's calls are over. nghttp2, which still points to them, isn't entered again."""
+        cdef Stream stream
+        for stream in list(self._streams.values()):
+            stream._on_closed()
+        self._streams.clear()
+        self._dispatch()
 
     cdef inline void _touch(self):
         if not self._dirty and not self._lost:
@@ -847,6 +962,7 @@ cdef class Session:
     cdef void _misused(self):
         """The peer floods: GOAWAY ENHANCE_YOUR_CALM, then close."""
         if not self._closing:
+            self._misusing = True
             nghttp2_session_terminate_session(self._ptr, ENHANCE_YOUR_CALM)
             self._close_soon()
 
@@ -877,19 +993,27 @@ cdef class Session:
         self._ping_at = self._now
 
     cdef void _dispatch(self):
-        """Act on what the callbacks noted."""
+        """Act on what the callbacks noted. Unary calls wait while too many reply bytes are unsent."""
         cdef Stream stream
         cdef list calls, events
-        while self._calls or self._events:
+        cdef bint fresh = True
+        while self._events or (self._calls and (fresh or self._unsent <= self._hub._max_unsent)):
+            fresh = False
             calls = self._calls
             events = self._events
             self._calls = []
             self._events = []
             for stream in calls:
-                body = stream._body
-                stream._body = None
                 if stream._finished or stream._closed:
                     continue
+                if self._unsent > self._hub._max_unsent:
+                    self._hold_back(stream)
+                    continue
+                body = stream._body
+                stream._body = None
+                if stream._inbox:
+                    self._receiving -= stream._inbox
+                    stream._inbox = 0
                 try:
                     stream._handler(stream, body)
                 except Exception as error:
@@ -900,17 +1024,32 @@ cdef class Session:
                     self._deliver(event, stream, payload)
                 except Exception as error:
                     self._hub._log_error(error)
+                    stream._fail(STATUS_UNKNOWN, b"the handler raised; see the log")
+
+    cdef void _hold_back(self, Stream stream):
+        """Keep a complete unary request for later; it counts as received until then."""
+        if not stream._inbox:
+            stream._inbox = PyBytes_GET_SIZE(stream._body)
+            self._receiving += stream._inbox
+        if self._receiving > self._hub._max_receiving:
+            stream._body = None
+            stream._fail(STATUS_RESOURCE_EXHAUSTED, TOO_MUCH)
+        else:
+            self._calls.append(stream)
 
     cdef _deliver(self, int event, Stream stream, payload):
         if event == CANCEL:
             callback = stream.on_cancel
             stream.on_cancel = None
-            if stream.rpc is not None:
-                stream.rpc.on_cancel()
+            rpc = stream.rpc
+            stream.rpc = None  # it leads back to the stream: no cycle for the garbage collector
+            if rpc is not None:
+                rpc.on_cancel()
             elif callback is not None:
                 callback()
         elif event == START:
-            stream.rpc = self._hub._start_rpc(stream, payload)
+            if not stream._closed:
+                stream.rpc = self._hub._start_rpc(stream, payload)
         elif stream.rpc is not None:
             if event == MESSAGE:
                 stream.rpc.on_message(payload)
@@ -920,7 +1059,7 @@ cdef class Session:
 
 # -- nghttp2's callbacks: note what happened ----------------------------------------------------
 
-cdef int _on_begin_headers(nghttp2_session *ptr, const nghttp2_frame *frame, void *user) noexcept:
+cdef int _on_begin_headers(nghttp2_session *ptr, const nghttp2_frame *frame, void *user) except -902:
     cdef Session session = <Session> user
     cdef Stream stream
     if frame.hd.type != HEADERS or frame.headers.cat != HCAT_REQUEST:
@@ -933,10 +1072,17 @@ cdef int _on_begin_headers(nghttp2_session *ptr, const nghttp2_frame *frame, voi
     return 0
 
 
+cdef int _on_begin_frame(nghttp2_session *ptr, const nghttp2_frame_hd *head, void *user) except -902:
+    if head.type == CONTINUATION or head.type == PRIORITY:
+        # Empty continuations bring no field that ``_header`` could count; priorities we ignore.
+        (<Session> user)._count_control()
+    return 0
+
+
 cdef int _on_header(
     nghttp2_session *ptr, const nghttp2_frame *frame, const uint8_t *name, size_t namelen,
     const uint8_t *value, size_t valuelen, uint8_t flags, void *user
-) noexcept:
+) except -902:
     cdef void *found
     if frame.hd.type != HEADERS or frame.headers.cat != HCAT_REQUEST:
         return 0  # a request's trailers say nothing to us
@@ -946,7 +1092,7 @@ cdef int _on_header(
     return 0
 
 
-cdef int _on_frame_recv(nghttp2_session *ptr, const nghttp2_frame *frame, void *user) noexcept:
+cdef int _on_frame_recv(nghttp2_session *ptr, const nghttp2_frame *frame, void *user) except -902:
     cdef Session session = <Session> user
     cdef uint8_t kind = frame.hd.type
     cdef void *found
@@ -973,14 +1119,12 @@ cdef int _on_frame_recv(nghttp2_session *ptr, const nghttp2_frame *frame, void *
             session._count_ping()
     elif kind == RST_STREAM:
         session._count_reset()
-    elif kind == PRIORITY:
-        session._count_control()
     return 0
 
 
 cdef int _on_data_chunk_recv(
     nghttp2_session *ptr, uint8_t flags, int32_t stream_id, const uint8_t *data, size_t length, void *user
-) noexcept:
+) except -902:
     cdef void *found = nghttp2_session_get_stream_user_data(ptr, stream_id)
     cdef Stream stream
     if found == NULL:
@@ -997,7 +1141,7 @@ cdef int _on_data_chunk_recv(
     return 0
 
 
-cdef int _on_stream_close(nghttp2_session *ptr, int32_t stream_id, uint32_t error, void *user) noexcept:
+cdef int _on_stream_close(nghttp2_session *ptr, int32_t stream_id, uint32_t error, void *user) except -902:
     cdef Session session = <Session> user
     cdef Stream stream = session._streams.pop(stream_id, None)
     if stream is not None:
@@ -1006,12 +1150,17 @@ cdef int _on_stream_close(nghttp2_session *ptr, int32_t stream_id, uint32_t erro
     return 0
 
 
-cdef int _on_frame_send(nghttp2_session *ptr, const nghttp2_frame *frame, void *user) noexcept:
+cdef int _on_frame_send(nghttp2_session *ptr, const nghttp2_frame *frame, void *user) except -902:
     cdef void *found
-    if frame.hd.type != HEADERS:
+    cdef uint8_t kind = frame.hd.type
+    if kind == RST_STREAM:
+        # Calls that the peer makes us reset cost as much as those that it resets.
+        if frame.rst_stream.error_code != NO_ERROR:
+            (<Session> user)._count_reset()
         return 0
-    (<Session> user)._ping_strikes = 0
-    if frame.hd.flags & FLAG_END_STREAM:
+    if kind == DATA or kind == HEADERS or kind == WINDOW_UPDATE:
+        (<Session> user)._ping_strikes = 0
+    if kind == HEADERS and frame.hd.flags & FLAG_END_STREAM:
         found = nghttp2_session_get_stream_user_data(ptr, frame.hd.stream_id)
         if found != NULL and not (<Stream> found)._remote_done:
             # The outcome is out before the request was: tell the peer to stop sending it.
@@ -1019,10 +1168,17 @@ cdef int _on_frame_send(nghttp2_session *ptr, const nghttp2_frame *frame, void *
     return 0
 
 
+cdef int _on_frame_not_send(nghttp2_session *ptr, const nghttp2_frame *frame, int error, void *user) except -902:
+    """A reply's headers that can't be sent (too large): end the stream, or its caller would wait for ever."""
+    if frame.hd.type == HEADERS and error == ERR_FRAME_SIZE_ERROR:
+        nghttp2_submit_rst_stream(ptr, FLAG_NONE, frame.hd.stream_id, INTERNAL_ERROR)
+    return 0
+
+
 cdef ssize_t _read_data(
     nghttp2_session *ptr, int32_t stream_id, uint8_t *buffer, size_t length, uint32_t *flags,
     nghttp2_data_source *source, void *user
-) noexcept:
+) except -902:
     """Say how much of the stream's next message goes into this DATA frame; ``_send_data`` copies it."""
     cdef Stream stream = <Stream> source.ptr
     cdef Py_ssize_t left
@@ -1032,8 +1188,8 @@ cdef ssize_t _read_data(
             stream._out, stream._out_flag = stream._queue.popleft()
             stream._offset = 0
         elif stream._finished:
-            flags[0] |= DATA_EOF
-            _submit_trailers(ptr, stream, flags)
+            flags[0] |= DATA_EOF | DATA_NO_END_STREAM
+            _submit_trailers(ptr, stream)
             return 0
         else:
             return ERR_DEFERRED
@@ -1041,36 +1197,42 @@ cdef ssize_t _read_data(
     if left > <Py_ssize_t> length:
         return length
     if stream._finished and not stream._queue:
-        flags[0] |= DATA_EOF
-        _submit_trailers(ptr, stream, flags)
+        flags[0] |= DATA_EOF | DATA_NO_END_STREAM
+        _submit_trailers(ptr, stream)
     return left
 
 
-cdef void _submit_trailers(nghttp2_session *ptr, Stream stream, uint32_t *flags) noexcept:
-    cdef nghttp2_nv trailers[64]
-    flags[0] |= DATA_NO_END_STREAM
-    if stream._status == STATUS_OK and not stream._trailing:
-        trailers[0] = _nv(b"grpc-status", 11, b"0", 1, NV_STATIC)
-        nghttp2_submit_trailer(ptr, stream.id, trailers, 1)
+cdef void _submit_trailers(nghttp2_session *ptr, Stream stream):
+    cdef nghttp2_nv ok
+    cdef nghttp2_nv *trailers
+    if stream._status == STATUS_OK and not stream._trailing and not stream._details:
+        ok = _nv(b"grpc-status", 11, b"0", 1, NV_STATIC)
+        nghttp2_submit_trailer(ptr, stream.id, &ok, 1)
         return
     fields = [(b"grpc-status", b"%d" % stream._status)]
     if stream._details:
         fields.append((b"grpc-message", stream._details))
     if stream._trailing:
         fields += stream._trailing
-    nghttp2_submit_trailer(ptr, stream.id, trailers, _fill(trailers, 64, fields))
+    trailers = _filled(fields)
+    nghttp2_submit_trailer(ptr, stream.id, trailers, len(fields))
+    PyMem_Free(trailers)
 
 
 cdef int _send_data(
     nghttp2_session *ptr, nghttp2_frame *frame, const uint8_t *head, size_t length, nghttp2_data_source *source,
     void *user
-) noexcept:
+) except -902:
     """Copy a DATA frame into the output: its head, and its part of "flag, length, message"."""
     cdef Session session = <Session> user
     cdef Stream stream = <Stream> source.ptr
     cdef uint8_t prefix[5]
     cdef Py_ssize_t size, part
     cdef Py_ssize_t left = length
+    if session._out_length >= FLUSH_BYTES:
+        # One ``mem_send`` would go on through every stream's DATA.
+        session._full = True
+        return ERR_WOULDBLOCK
     session._append(head, 9)
     if not left:
         return 0
@@ -1098,24 +1260,42 @@ cdef int _send_data(
 
 # -- helpers --------------------------------------------------------------------------------------
 
-cdef size_t _fill(nghttp2_nv *headers, size_t room, list fields):
-    """Point ``headers`` at ``fields``, which must live until nghttp2 has copied them. Returns how many."""
-    cdef size_t count = 0
-    for name, value in fields:
-        if count == room:
-            break
-        headers[count] = _nv(
-            PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name), PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value), NV_NONE)
-        count += 1
-    return count
+cdef nghttp2_nv *_filled(list fields) except NULL:
+    """Point an array at ``fields``, which must live until nghttp2 has copied them; PyMem_Free it."""
+    cdef Py_ssize_t index = 0
+    cdef bytes name, value
+    cdef nghttp2_nv *headers = <nghttp2_nv *> PyMem_Malloc(len(fields) * sizeof(nghttp2_nv))
+    if headers == NULL:
+        raise MemoryError
+    try:
+        for name, value in fields:
+            headers[index] = _nv(
+                PyBytes_AS_STRING(name), PyBytes_GET_SIZE(name), PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value), NV_NONE)
+            index += 1
+    except:
+        PyMem_Free(headers)
+        raise
+    return headers
 
 
 cdef bytes _percent_encoded(str text):
     """gRPC's encoding of a status message: printable ASCII as it is, but ``%``."""
+    if len(text) > DETAILS_BYTES:
+        text = text[:DETAILS_BYTES]  # before the work; the exact cut comes below
     raw = text.encode("utf-8", "replace")
     if raw.isascii() and raw.isalnum():
         return raw
-    return b"".join([b"%c" % byte if 0x20 <= byte <= 0x7E and byte != 0x25 else b"%%%02X" % byte for byte in raw])
+    encoded = b"".join([b"%c" % byte if 0x20 <= byte <= 0x7E and byte != 0x25 else b"%%%02X" % byte for byte in raw])
+    # HTTP/2 forbids spaces around a value, and peers then drop the field.
+    if encoded.startswith(b" "):
+        encoded = b"%20" + encoded[1:]
+    if encoded.endswith(b" "):
+        encoded = encoded[:len(encoded) - 1] + b"%20"
+    if len(encoded) <= DETAILS_BYTES:
+        return encoded
+    cut = encoded[:DETAILS_BYTES]
+    escape = cut.rfind(b"%", DETAILS_BYTES - 2)
+    return cut if escape < 0 else cut[:escape]
 
 
 cdef bytes _decompressed(bytes message, int encoding, Py_ssize_t limit):

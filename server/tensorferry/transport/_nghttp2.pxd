@@ -20,8 +20,12 @@ cdef extern from "nghttp2/nghttp2.h":
     ctypedef struct nghttp2_headers:
         nghttp2_frame_hd hd
         int cat
+    ctypedef struct nghttp2_rst_stream:
+        nghttp2_frame_hd hd
+        uint32_t error_code
     ctypedef union nghttp2_frame:
         nghttp2_frame_hd hd
+        nghttp2_rst_stream rst_stream
         nghttp2_data data
         nghttp2_headers headers
     ctypedef union nghttp2_data_source:
@@ -38,23 +42,31 @@ cdef extern from "nghttp2/nghttp2.h":
         uint32_t value
 
     ctypedef ssize_t (*nghttp2_data_source_read_callback)(
-        nghttp2_session *, int32_t, uint8_t *, size_t, uint32_t *, nghttp2_data_source *, void *)
+        nghttp2_session *, int32_t, uint8_t *, size_t, uint32_t *, nghttp2_data_source *, void *) except -902
     ctypedef struct nghttp2_data_provider:
         nghttp2_data_source source
         nghttp2_data_source_read_callback read_callback
 
-    ctypedef int (*on_begin_headers_callback)(nghttp2_session *, const nghttp2_frame *, void *)
+    # A Python exception in a callback becomes NGHTTP2_ERR_CALLBACK_FAILURE, which nghttp2 passes on.
+    ctypedef int (*on_begin_frame_callback)(nghttp2_session *, const nghttp2_frame_hd *, void *) except -902
+    ctypedef int (*on_frame_not_send_callback)(nghttp2_session *, const nghttp2_frame *, int, void *) except -902
+    ctypedef int (*on_begin_headers_callback)(nghttp2_session *, const nghttp2_frame *, void *) except -902
     ctypedef int (*on_header_callback)(
         nghttp2_session *, const nghttp2_frame *, const uint8_t *, size_t, const uint8_t *, size_t,
-        uint8_t, void *)
-    ctypedef int (*on_frame_callback)(nghttp2_session *, const nghttp2_frame *, void *)
+        uint8_t, void *) except -902
+    ctypedef int (*on_frame_callback)(nghttp2_session *, const nghttp2_frame *, void *) except -902
     ctypedef int (*on_data_chunk_recv_callback)(
-        nghttp2_session *, uint8_t, int32_t, const uint8_t *, size_t, void *)
-    ctypedef int (*on_stream_close_callback)(nghttp2_session *, int32_t, uint32_t, void *)
+        nghttp2_session *, uint8_t, int32_t, const uint8_t *, size_t, void *) except -902
+    ctypedef int (*on_stream_close_callback)(nghttp2_session *, int32_t, uint32_t, void *) except -902
     ctypedef int (*send_data_callback)(
-        nghttp2_session *, nghttp2_frame *, const uint8_t *, size_t, nghttp2_data_source *, void *)
+        nghttp2_session *, nghttp2_frame *, const uint8_t *, size_t, nghttp2_data_source *, void *) except -902
 
     int nghttp2_session_callbacks_new(nghttp2_session_callbacks **)
+    void nghttp2_session_callbacks_del(nghttp2_session_callbacks *)
+    void nghttp2_session_callbacks_set_on_begin_frame_callback(
+        nghttp2_session_callbacks *, on_begin_frame_callback)
+    void nghttp2_session_callbacks_set_on_frame_not_send_callback(
+        nghttp2_session_callbacks *, on_frame_not_send_callback)
     void nghttp2_session_callbacks_set_on_begin_headers_callback(
         nghttp2_session_callbacks *, on_begin_headers_callback)
     void nghttp2_session_callbacks_set_on_header_callback(nghttp2_session_callbacks *, on_header_callback)
@@ -67,6 +79,7 @@ cdef extern from "nghttp2/nghttp2.h":
     void nghttp2_session_callbacks_set_send_data_callback(nghttp2_session_callbacks *, send_data_callback)
 
     int nghttp2_option_new(nghttp2_option **)
+    void nghttp2_option_del(nghttp2_option *)
     void nghttp2_option_set_no_auto_window_update(nghttp2_option *, int)
     void nghttp2_option_set_no_closed_streams(nghttp2_option *, int)
     void nghttp2_option_set_max_outbound_ack(nghttp2_option *, size_t)
@@ -75,8 +88,8 @@ cdef extern from "nghttp2/nghttp2.h":
     int nghttp2_session_server_new2(
         nghttp2_session **, const nghttp2_session_callbacks *, void *, const nghttp2_option *)
     void nghttp2_session_del(nghttp2_session *)
-    ssize_t nghttp2_session_mem_recv(nghttp2_session *, const uint8_t *, size_t)
-    ssize_t nghttp2_session_mem_send(nghttp2_session *, const uint8_t **)
+    ssize_t nghttp2_session_mem_recv(nghttp2_session *, const uint8_t *, size_t) except? -902
+    ssize_t nghttp2_session_mem_send(nghttp2_session *, const uint8_t **) except? -902
     int nghttp2_session_want_read(nghttp2_session *)
     int nghttp2_session_want_write(nghttp2_session *)
     int nghttp2_session_consume(nghttp2_session *, int32_t, size_t)

@@ -18,6 +18,9 @@ from tensorferry.batching.pending import NEVER
 from tensorferry.config import ServerConfig
 from tensorferry.errors import SettingsError
 from tensorferry.service.methods import MethodTable, UnaryHandler
+from tensorferry.transport import TransportStatistics, tls
+from tensorferry.transport.listening import UnixSocket, address_of
+from tensorferry.transport.tls import Tls
 
 __all__ = ["GrpcioTransport"]
 
@@ -30,6 +33,10 @@ _KEEPALIVE: Final = (
     ("grpc.keepalive_permit_without_calls", 1),
 )
 
+#: A level and not an algorithm: only then does grpcio ask what the caller takes. Of gzip and deflate,
+#: those that the caller takes, 1 stands for the first and 3 for the last.
+_COMPRESSION_LEVELS: Final = {"identity": 0, "gzip": 1, "deflate": 3}
+
 
 class GrpcioTransport:
     """A grpc.aio server behind the ``Transport`` interface."""
@@ -39,6 +46,8 @@ class GrpcioTransport:
     def __init__(self, config: ServerConfig, reuse_port: bool) -> None:
         self._config = config
         self._reuse_port = reuse_port
+        self._tls = tls.read(config)
+        self._socket: UnixSocket | None = None
         self._server: grpc.aio.Server | None = None
 
     async def start(self, methods: MethodTable, host: str, port: int) -> int:
@@ -48,27 +57,53 @@ class GrpcioTransport:
             options=[
                 ("grpc.max_receive_message_length", self._config.max_message_bytes),
                 ("grpc.max_send_message_length", self._config.max_message_bytes),
+                ("grpc.max_metadata_size", self._config.max_header_list_bytes),
+                ("grpc.absolute_max_metadata_size", self._config.max_header_list_bytes),
                 ("grpc.so_reuseport", int(self._reuse_port)),
+                ("grpc.default_compression_level", _COMPRESSION_LEVELS[self._config.response_compression]),
                 *_KEEPALIVE,
             ],
         )
-        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        if self._config.unix_path:
+            self._socket = UnixSocket(self._config.unix_path)
+            self._socket.clear()
+        bound = self._bind(server, host if self._socket else address_of(host, port))
+        if self._socket:
+            self._socket.bound()
+        await server.start()
+        self._server = server
+        return 0 if self._socket else bound
+
+    def _bind(self, server: grpc.aio.Server, address: str) -> int:
         try:
-            bound = server.add_insecure_port(address)
+            if self._tls is None:
+                bound = server.add_insecure_port(address)
+            else:
+                bound = server.add_secure_port(address, _credentials(self._tls))
         except RuntimeError:
             bound = 0
         if not bound:
             raise SettingsError(
                 f"can't listen on {address} for gRPC: is the port taken, or the address not this machine's?"
             )
-        await server.start()
-        self._server = server
         return bound
 
     async def stop(self, grace_s: float) -> None:
         """GOAWAY, wait, end; see the protocol."""
         if self._server is not None:
             await self._server.stop(grace_s)
+        if self._socket is not None:
+            self._socket.remove()
+
+    def statistics(self) -> TransportStatistics:
+        """Return zeros: grpcio doesn't say what it holds."""
+        return TransportStatistics()
+
+
+def _credentials(files: Tls) -> grpc.ServerCredentials:
+    return grpc.ssl_server_credentials(
+        [(files.key, files.certificate)], files.client_ca, require_client_auth=files.client_ca is not None
+    )
 
 
 class _Call:
@@ -97,7 +132,7 @@ class _Failure(Exception):
 
 
 class _Table(grpc.GenericRpcHandler):
-    """Finds a call's handler by its path; unknown ones are answered UNIMPLEMENTED by grpcio."""
+    """Finds a call's handler by its path."""
 
     def __init__(self, methods: MethodTable) -> None:
         self._handlers = {
@@ -106,7 +141,17 @@ class _Table(grpc.GenericRpcHandler):
         }
 
     def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
-        return self._handlers.get(details.method)
+        return self._handlers.get(details.method) or _unknown(details.method)
+
+
+def _unknown(path: str) -> grpc.RpcMethodHandler[Any, Any]:
+    """Answer as the http2 transport does: grpcio's own answer doesn't say which method."""
+
+    async def refuse(requests: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"no such method: {path}")
+
+    handler: Callable[..., Any] = refuse
+    return grpc.stream_stream_rpc_method_handler(handler)
 
 
 def _adapted(handler: UnaryHandler) -> grpc.RpcMethodHandler[Any, Any]:
@@ -117,7 +162,11 @@ def _adapted(handler: UnaryHandler) -> grpc.RpcMethodHandler[Any, Any]:
         remaining_s = context.time_remaining()
         future: asyncio.Future[bytes] = loop.create_future()
         call = _Call(future, NEVER if remaining_s is None else time.monotonic() + remaining_s)
-        handler(call, body)
+        try:
+            handler(call, body)
+        except Exception as error:
+            _log.error("unexpected error in a call", exc_info=error)
+            call.fail(grpc.StatusCode.UNKNOWN, "the handler raised; see the log")
         try:
             return await future
         except _Failure as failure:

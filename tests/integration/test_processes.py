@@ -1,0 +1,245 @@
+"""``--processes 2``: one port and one life for several servers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from tests.integration.support import (
+    PATIENCE_S,
+    error_of,
+    fetch,
+    sample,
+    samples_of,
+    wait_until,
+    x_request,
+    y_of,
+)
+
+from tensorferry.testing.gate import Gate, write_gated
+from tensorferry.testing.models import write_raising
+from tensorferry.testing.process import SERVE, ServerProcess
+from tensorferry.wire import open_inference_pb2 as pb
+from tensorferry.wire import open_inference_pb2_grpc as pb_grpc
+
+Launch = Callable[..., ServerProcess]
+Stub = pb_grpc.GRPCInferenceServiceStub
+
+PROCESSES = 2
+#: So many connections all go to one of two processes once in 2^31 times.
+CONNECTIONS = 32
+CALLS_EACH = 5
+#: Of the tensor in each request here: one FP32.
+BYTES_EACH = 4
+OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Gate]:
+    """A repository with a gated model and a plain one."""
+    root = tmp_path_factory.mktemp("models")
+    write_raising(root)
+    return root, write_gated(root)
+
+
+@pytest.fixture
+def gate(models: tuple[Path, Gate]) -> Iterator[Gate]:
+    """The gate, opened in the end."""
+    yield models[1]
+    models[1].open()
+
+
+@pytest.fixture
+def server(launch: Launch, models: tuple[Path, Gate]) -> Iterator[ServerProcess]:
+    """Two processes behind one port; whatever the test did, none of them stays."""
+    process = launch(models[0], "--processes", str(PROCESSES))
+    assert process.wait_ready() == "ready"
+    workers = children(process.pid)
+    assert len(workers) == PROCESSES
+    yield process
+    for pid in (*workers, *children(process.pid)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def children(pid: int) -> list[int]:
+    """The processes that ``pid`` has started and not yet buried."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += map(int, (task / "children").read_text().split())
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def is_ready(server: ServerProcess) -> bool:
+    return fetch(server.http_address, "/healthz/ready")[0] == 200
+
+
+@contextlib.contextmanager
+def stubs(
+    server: ServerProcess, count: int = CONNECTIONS
+) -> Iterator[list[pb_grpc.GRPCInferenceServiceStub]]:
+    """Open ``count`` connections of their own; the kernel deals them out to the processes."""
+    with contextlib.ExitStack() as stack:
+        channels = [
+            stack.enter_context(grpc.insecure_channel(server.grpc_address, OWN_CONNECTION))
+            for _ in range(count)
+        ]
+        for ready in [grpc.channel_ready_future(channel) for channel in channels]:
+            ready.result(PATIENCE_S)
+        yield [Stub(channel) for channel in channels]
+
+
+def call_all(opened: list[Stub]) -> None:
+    """Make CALLS_EACH calls on each connection and check the answers."""
+    calls = [
+        (number, stub.ModelInfer.future(x_request("raising", number), timeout=PATIENCE_S))
+        for stub in opened
+        for number in range(CALLS_EACH)
+    ]
+    for number, call in calls:
+        assert y_of(call.result()) == [2.0 * number]
+
+
+def test_both_processes_answer_on_one_port_and_their_metrics_add_up(server: ServerProcess):
+    with stubs(server) as opened:
+        call_all(opened)
+        asked = pb.ModelStatisticsRequest(name="raising")
+        answers = {stub.ModelStatistics(asked).SerializeToString() for stub in opened}
+    # Times in nanoseconds tell the processes apart.
+    counts = [
+        pb.ModelStatisticsResponse.FromString(answer).model_stats[0].inference_stats.success.count
+        for answer in answers
+    ]
+    assert len(counts) == PROCESSES
+    assert min(counts) >= CALLS_EACH
+    assert sum(counts) == CONNECTIONS * CALLS_EACH
+    summed = sample(server.http_address, "nv_inference_request_success_total", "raising")
+    assert summed == CONNECTIONS * CALLS_EACH
+
+
+def test_when_one_is_killed_the_other_serves_and_it_is_started_again(server: ServerProcess):
+    assert is_ready(server)
+    before = children(server.pid)
+    os.kill(before[0], signal.SIGKILL)
+    wait_until(lambda: not is_ready(server), "it says that one process is missing")
+    not_ready = json.loads(fetch(server.http_address, "/healthz/ready")[1])["not_ready"]
+    assert fetch(server.http_address, "/healthz/live")[0] == 200
+    # Whether the new one is still loading or has just come: every new connection is served.
+    while not_ready:
+        with stubs(server, 4) as opened:
+            call_all(opened)
+        not_ready = json.loads(fetch(server.http_address, "/healthz/ready")[1])["not_ready"]
+    after = children(server.pid)
+    assert len(after) == PROCESSES
+    assert set(after) & set(before) == {before[1]}
+    with stubs(server) as opened:
+        call_all(opened)
+        asked = pb.ModelStatisticsRequest(name="raising")
+        assert len({stub.ModelStatistics(asked).SerializeToString() for stub in opened}) == PROCESSES
+    server.send_signal(signal.SIGTERM)
+    assert server.wait() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_all_processes_and_the_exit_is_0(
+    server: ServerProcess, gate: Gate, number: signal.Signals
+):
+    workers = children(server.pid)
+    gate.close()
+    with stubs(server, 16) as opened:
+        calls = [stub.ModelInfer.future(x_request("gated", n)) for n, stub in enumerate(opened)]
+        wait_until(lambda: in_flight_bytes(server) == 16 * BYTES_EACH, "every request is in a process")
+        server.send_signal(number)
+        wait_until(lambda: not is_ready(server), "it drains")
+        gate.open()
+        assert [y_of(call.result(PATIENCE_S)) for call in calls] == [[2.0 * n] for n in range(16)]
+    assert server.wait() == 0
+    assert not any(map(is_alive, workers))
+    assert "Traceback" not in server.log()
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_kills_them_all(server: ServerProcess, gate: Gate, second: signal.Signals):
+    workers = children(server.pid)
+    gate.close()
+    with stubs(server, 1) as (stub,):
+        running = stub.ModelInfer.future(x_request("gated", 1.0))
+        wait_until(lambda: in_flight_bytes(server) == BYTES_EACH, "the request is in a process")
+        server.send_signal(signal.SIGTERM)
+        wait_until(lambda: not is_ready(server), "it drains")
+        server.send_signal(second)
+        # The gate is closed still: nothing but the second signal can have ended them.
+        assert server.wait() == 1
+        assert error_of(lambda: running.result(PATIENCE_S)).code() is grpc.StatusCode.UNAVAILABLE
+    wait_until(lambda: not any(map(is_alive, workers)), "no process stays")
+
+
+def test_a_signal_before_it_is_ready_ends_it_in_order(launch: Launch, models: tuple[Path, Gate]):
+    process = launch(models[0], "--processes", str(PROCESSES))
+    wait_until(lambda: children(process.pid), "the first process is there")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 0
+    assert "Traceback" not in process.log()
+
+
+def test_when_the_parent_is_killed_no_process_stays(server: ServerProcess):
+    workers = children(server.pid)
+    server.kill()
+    wait_until(lambda: not any(map(is_alive, workers)), "no process stays")
+    with pytest.raises(grpc.RpcError) as caught, grpc.insecure_channel(server.grpc_address) as channel:
+        Stub(channel).ModelInfer(x_request("raising", 1.0), timeout=PATIENCE_S)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def in_flight_bytes(server: ServerProcess) -> float:
+    return samples_of(server.http_address)["tensorferry_in_flight_bytes", frozenset()]
+
+
+# -- not starting -----------------------------------------------------------------------------------
+
+
+def refusal(transport: str, repository: Path, *flags: str) -> str:
+    """Run two processes that must not start; return what they say."""
+    flags = ("--http-port", "0", "--processes", str(PROCESSES), "--transport", transport, *flags)
+    ended = subprocess.run(
+        [*SERVE, "--model-repository", str(repository), *flags],
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE_S,
+        check=False,
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert ended.stdout == ""
+    return ended.stderr
+
+
+def test_settings_that_the_processes_refuse_end_the_parent_too(transport: str, tmp_path: Path):
+    said = refusal(transport, tmp_path / "missing", "--grpc-port", "0")
+    assert str(tmp_path / "missing") in said
+    assert "a server process refused its settings" in said
+
+
+def test_a_port_that_other_processes_share_is_taken(
+    server: ServerProcess, models: tuple[Path, Gate], transport: str
+):
+    said = refusal(transport, models[0], "--grpc-port", server.grpc_address.rpartition(":")[2])
+    assert server.grpc_address in said
+    with stubs(server) as opened:
+        call_all(opened)
