@@ -8,6 +8,7 @@ within its round before the median is taken over the rounds.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -74,6 +75,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("reports/bench"))
     arguments = parser.parse_args()
     load.require_h2load()
+    # The synchronous caller is this process: keep it, and what it starts, off the server's core.
+    os.sched_setaffinity(0, {int(LOAD_CORE)})
     with tempfile.TemporaryDirectory() as scratch:
         results = _run(arguments, Path(scratch))
     report.write(results, {case.name: (case.title, case.shows) for case in CASES}, arguments.out)
