@@ -88,6 +88,9 @@ cdef enum:
     FLUSH_BYTES = 1 << 20
     # What a stream may have waiting for its handler before its flow-control credit is withheld.
     INBOX_BYTES = 1 << 20
+    # What a message in an inbox costs beside its bytes, so that empty ones are bounded too: each is
+    # 5 bytes on the wire and an object and its place here.
+    MESSAGE_BYTES = 64
     WINDOW_BYTES = 1 << 20
     CONNECTION_WINDOW_BYTES = 16 << 20
     RECEIVE_BUFFER_BYTES = 256 << 10
@@ -430,6 +433,7 @@ cdef class Stream:
         """Say that the handler has taken a message of ``size`` bytes from its inbox: credit the sender."""
         if self._closed:
             return
+        size += MESSAGE_BYTES
         self._inbox -= size
         self._session._receiving -= size
         if self._withheld and self._inbox < INBOX_BYTES:
@@ -599,6 +603,7 @@ cdef class Stream:
     cdef bint _message(self, bytes message) except? False:
         """A message is complete. Returns False if it ended the call."""
         cdef Session session = self._session
+        cdef Py_ssize_t size
         self._prefix_length = 0
         if self._compressed:
             try:
@@ -611,11 +616,12 @@ cdef class Stream:
                 return False
         if self._is_rpc:
             # Counted until the handler takes it: decompressed, a window may hold a thousand times its size.
-            if session._receiving + PyBytes_GET_SIZE(message) > session._hub._max_receiving:
+            size = PyBytes_GET_SIZE(message) + MESSAGE_BYTES
+            if session._receiving + size > session._hub._max_receiving:
                 self._give_up(STATUS_RESOURCE_EXHAUSTED, TOO_MUCH)
                 return False
-            self._inbox += PyBytes_GET_SIZE(message)
-            session._receiving += PyBytes_GET_SIZE(message)
+            self._inbox += size
+            session._receiving += size
             session._events.append((MESSAGE, self, message))
             return True
         self._messages += 1

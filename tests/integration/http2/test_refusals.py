@@ -147,8 +147,21 @@ def test_messages_that_wait_for_their_handler_are_bounded_too(serve):
     stream = peer.begin("/t/Stuck", ("grpc-encoding", "gzip"))
     peer.data(stream, message(gzip.compress(bytes(300_000)), flag=1) * 3)
     peer.synchronise()
-    assert bench.total("receiving_bytes") == 900_000
+    assert bench.total("receiving_bytes") == 900_000 + 3 * 64
     peer.data(stream, message(gzip.compress(bytes(300_000)), flag=1))
+    assert answered(peer, stream).status == RESOURCE_EXHAUSTED
+    assert bench.methods.cancelled.get(timeout=10) == "Stuck"
+    bench.settled()
+
+
+def test_empty_messages_that_wait_for_their_handler_are_bounded_too(serve):
+    bench = serve(max_connection_receive_bytes=10_000)
+    peer = bench.connect()
+    stream = peer.begin("/t/Stuck")
+    peer.data(stream, message(b"") * 150)
+    peer.synchronise()
+    assert bench.total("receiving_bytes") == 150 * 64
+    peer.data(stream, message(b"") * 10)
     assert answered(peer, stream).status == RESOURCE_EXHAUSTED
     assert bench.methods.cancelled.get(timeout=10) == "Stuck"
     bench.settled()
