@@ -35,10 +35,10 @@ from tensorferry.clock import Clock, Timer
 from tensorferry.errors import Cancelled, DeadlineExceeded, ModelFailed, QueueFull, TensorferryError
 from tensorferry.model import ModelSpec, RunResult
 
-#: How long ticks that bring requests may put a departure off.
-_MAX_GATHER_S: Final = 0.8e-3
-
 __all__ = ["Admission", "BatchOutcome", "Batcher", "Executor", "limits_of"]
+
+#: How long ticks that bring requests may put a departure off (docs/decisions/0008-gathering.md).
+_MAX_GATHER_S: Final = 0.8e-3
 
 
 @dataclass(slots=True)

@@ -26,12 +26,8 @@ __all__ = ["GrpcioTransport"]
 
 _log = structlog.get_logger("tensorferry.transport")
 
-#: Real clients ping every 10 s and more, also without calls; grpcio's own default (5 minutes)
-#: answers them with GOAWAY too_many_pings.
-_KEEPALIVE: Final = (
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-)
+#: What the C core takes for "never".
+_NEVER_MS: Final = 2**31 - 1
 
 #: A level and not an algorithm: only then does grpcio ask what the caller takes. Of gzip and deflate,
 #: those that the caller takes, 1 stands for the first and 3 for the last.
@@ -61,7 +57,7 @@ class GrpcioTransport:
                 ("grpc.absolute_max_metadata_size", self._config.max_header_list_bytes),
                 ("grpc.so_reuseport", int(self._reuse_port)),
                 ("grpc.default_compression_level", _COMPRESSION_LEVELS[self._config.response_compression]),
-                *_KEEPALIVE,
+                *_limits(self._config),
             ],
         )
         if self._config.unix_path:
@@ -98,6 +94,27 @@ class GrpcioTransport:
     def statistics(self) -> TransportStatistics:
         """Return zeros: grpcio doesn't say what it holds."""
         return TransportStatistics()
+
+
+def _limits(config: ServerConfig) -> list[tuple[str, int]]:
+    """Return those limits of the settings that the C core has a name for."""
+    return [
+        ("grpc.max_concurrent_streams", config.max_concurrent_streams),
+        ("grpc.max_connection_idle_ms", _milliseconds(config.idle_timeout_s)),
+        ("grpc.max_connection_age_ms", _milliseconds(config.max_connection_age_s)),
+        ("grpc.max_connection_age_grace_ms", int(config.max_connection_age_grace_s * 1e3)),
+        ("grpc.server_handshake_timeout_ms", int(config.handshake_timeout_s * 1e3)),
+        ("grpc.keepalive_time_ms", _milliseconds(config.keepalive_time_s)),
+        ("grpc.keepalive_timeout_ms", int(config.keepalive_timeout_s * 1e3)),
+        # Real clients ping every 10 s and more, also without calls; grpcio's own default (5
+        # minutes) answers them with GOAWAY too_many_pings.
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", int(config.min_ping_interval_s * 1e3)),
+        ("grpc.keepalive_permit_without_calls", 1),
+    ]
+
+
+def _milliseconds(seconds: float) -> int:
+    return min(int(seconds * 1e3), _NEVER_MS) if seconds else _NEVER_MS
 
 
 def _credentials(files: Tls) -> grpc.ServerCredentials:

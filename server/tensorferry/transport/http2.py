@@ -1,6 +1,6 @@
 """The fast transport: asyncio (uvloop) does the sockets, nghttp2 the protocol, once per socket read.
 
-``_http2.pyx`` has the sessions; this file listens, keeps the connections, and looks after them once
+``_http2.pyx`` has the sessions; this file listens, keeps the connections, and looks after them twice
 a second: handshake and idle timeouts, keepalive, maximum age.
 """
 
