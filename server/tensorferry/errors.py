@@ -8,7 +8,8 @@
     │   ├── NotFound                no such model or version
     │   └── Unsupported             a part of the protocol that this server doesn't offer
     ├── Overloaded                  nobody's fault; retry after a pause
-    │   └── QueueFull               the bound on waiting requests or bytes is reached
+    │   ├── QueueFull               the bound on waiting requests or bytes is reached
+    │   └── PredictedLate           it would be answered after its deadline or the model's objective
     ├── Unavailable                 not now; retry elsewhere or later
     │   ├── ModelNotReady           loading, unloading, or failed to load
     │   └── Draining                the server is on its way out
@@ -40,6 +41,7 @@ __all__ = [
     "ModelNotReady",
     "NotFound",
     "Overloaded",
+    "PredictedLate",
     "QueueFull",
     "RequestError",
     "SettingsError",
@@ -75,6 +77,10 @@ class Overloaded(TensorferryError):
 
 class QueueFull(Overloaded):
     """The bound on waiting requests, or on bytes in flight, is reached."""
+
+
+class PredictedLate(Overloaded):
+    """Run behind what waits already, it would be answered after its deadline or the model's objective."""
 
 
 class Unavailable(TensorferryError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from tensorferry.errors import InvalidRequest
 from tensorferry.tensors import DATATYPES, Buffer, DataType, Tensor
@@ -20,6 +20,8 @@ __all__ = [
     "Bound",
     "Model",
     "ModelSpec",
+    "PaddingSpec",
+    "QueuePolicy",
     "RunResult",
     "TensorSpec",
     "WarmupSpec",
@@ -47,19 +49,58 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class QueuePolicy:
+    """What may wait, and for how long: Triton's ModelQueuePolicy.
+
+    ``max_queue_size`` counts requests, and 0 leaves it to the server. ``default_timeout_us`` is
+    0 for none. A request whose timeout comes while it waits is refused (``REJECT``), or moved
+    behind all others and run when nothing else waits (``DELAY``). ``allow_timeout_override`` lets
+    a request's own ``timeout`` shorten the default, never lengthen it.
+    """
+
+    max_queue_size: int = 0
+    default_timeout_us: int = 0
+    timeout_action: Literal["REJECT", "DELAY"] = "REJECT"
+    allow_timeout_override: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class BatchingSpec:
     """How requests to the model travel together.
 
     ``max_queue_delay_us`` is None where the model's owner states none; a number is obeyed
-    literally. ``max_queue_size`` counts requests, and 0 leaves it to the server.
-    ``default_timeout_us`` is 0 for none.
+    literally. ``priority_levels`` counts the levels, 1 being the highest; 0 means that requests
+    have no priority. ``priority_policies`` holds (level, policy) for the levels that have a
+    policy of their own. ``latency_objective_ms`` is 0 for none.
     """
 
     enabled: bool = True
     preferred_batch_sizes: tuple[int, ...] = ()
     max_queue_delay_us: int | None = None
-    max_queue_size: int = 0
-    default_timeout_us: int = 0
+    queue_policy: QueuePolicy = field(default_factory=QueuePolicy)
+    priority_levels: int = 0
+    default_priority_level: int = 0
+    priority_policies: tuple[tuple[int, QueuePolicy], ...] = ()
+    preserve_ordering: bool = False
+    latency_objective_ms: float = 0.0
+    split_oversized: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PaddingSpec:
+    """How requests of unlike lengths share a batch: padded to the smallest bucket that fits.
+
+    ``inputs`` and ``outputs`` name the tensors whose one variable dimension (-1 in their dims) is
+    that length. ``buckets`` are lengths in elements of that dimension, ascending; a longer
+    request is refused. ``lengths_input`` names the model's input that the server fills with each
+    row's true length (INT64 or INT32, dims [1]); empty: none.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    buckets: tuple[int, ...]
+    pad_value: float = 0.0
+    lengths_input: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +122,8 @@ class ModelSpec:
     ``intra_op_threads`` is per stream; 0 divides the machine's cores among the streams.
     ``from_signature`` says that there was no configuration: the backend fills in the tensors, and
     in ``datatypes`` the names of those that it can take (empty: all of the protocol's but BYTES).
+    ``execution`` is where batches run: on the loop thread (``inline``), on streams of their own
+    (``thread``), or whichever the measured run time says (``auto``).
     """
 
     name: str
@@ -97,6 +140,9 @@ class ModelSpec:
     intra_op_threads: int = 0
     from_signature: bool = False
     datatypes: frozenset[str] = frozenset()
+    execution: Literal["auto", "inline", "thread"] = "auto"
+    response_cache: bool = False
+    padding: PaddingSpec | None = None
 
     @property
     def has_batch_dimension(self) -> bool:

@@ -33,9 +33,10 @@ class Pending:
 
     ``bound`` says what its tensors are, ``parts`` holds their data: one buffer for each of the
     model's inputs. (Apart, because requests that look alike share one ``bound``.)
-    ``deadline`` and ``enqueued_at`` are instants of the engine's clock in seconds. ``on_done`` is
-    called on the loop thread, exactly once, with this object; by then it has its outputs or its
-    ``error``. It must not raise.
+    ``deadline`` and ``enqueued_at`` are instants of the engine's clock in seconds. ``timeout_s`` is
+    the request's own wish for how long it may wait (0: none), ``priority`` its level (1 is the
+    highest; 0: the model's default). ``on_done`` is called on the loop thread, exactly once, with
+    this object; by then it has its outputs or its ``error``. It must not raise.
     """
 
     __slots__ = (
@@ -49,7 +50,9 @@ class Pending:
         "first_row",
         "on_done",
         "parts",
+        "priority",
         "state",
+        "timeout_s",
     )
 
     def __init__(
@@ -58,10 +61,14 @@ class Pending:
         on_done: Callable[[Pending], None],
         deadline: float = NEVER,
         parts: Sequence[Buffer] | None = None,
+        timeout_s: float = 0.0,
+        priority: int = 0,
     ) -> None:
         self.bound = bound
         self.on_done = on_done
         self.deadline = deadline
+        self.timeout_s = timeout_s
+        self.priority = priority
         self.parts = [tensor.data for tensor in bound.tensors] if parts is None else parts
         self.byte_size = bound.byte_size
         self.enqueued_at = 0.0

@@ -112,7 +112,7 @@ class Engine:
 
         Raises:
             InvalidRequest: the tensors aren't what the model takes.
-            QueueFull, DeadlineExceeded, ModelNotReady, Draining: not taken, and not run.
+            QueueFull, PredictedLate, DeadlineExceeded, ModelNotReady, Draining: not taken, and not run.
         """
         bound = live.spec.bind(tensors)
         return self.submit_bound(live, bound, [tensor.data for tensor in bound.tensors], on_done, deadline)
@@ -124,18 +124,21 @@ class Engine:
         parts: Sequence[Buffer],
         on_done: Callable[[Pending], None],
         deadline: float = NEVER,
+        timeout_s: float = 0.0,
+        priority: int = 0,
     ) -> Pending:
         """Queue a request that has been checked: ``parts`` hold the data of what ``bound`` describes.
 
+        ``timeout_s`` and ``priority`` are the request's own, as ``Pending`` has them.
+
         Raises:
-            QueueFull, DeadlineExceeded, ModelNotReady, Draining: not taken, and not run.
+            InvalidRequest: the model doesn't have that priority.
+            QueueFull, PredictedLate, DeadlineExceeded, ModelNotReady, Draining: not taken, and not run.
         """
         if self._draining:
             raise Draining("the server is shutting down")
-        if live.default_timeout_s:
-            deadline = min(deadline, self._clock.now() + live.default_timeout_s)
-        request = Pending(bound, on_done, deadline, parts)
-        (live.ready_batcher or live.batcher).submit(request)
+        request = Pending(bound, on_done, deadline, parts, timeout_s, priority)
+        (live.intake or live.check_ready()).submit(request)
         return request
 
     async def infer(
@@ -232,7 +235,7 @@ class Engine:
             live = versions.get(number)
             if live is None:
                 raise NotFound(f"model {name!r} has no version {number} here; served are {sorted(versions)}")
-            live.batcher  # noqa: B018 - raises if it isn't ready, and says why
+            live.check_ready()
             return live
         if entry.error is not None:
             raise ModelNotReady(f"model {name!r} can't be served: {entry.error}")
@@ -240,7 +243,7 @@ class Engine:
         if ready:
             return versions[max(ready)]
         live = versions[max(versions)]
-        live.batcher  # noqa: B018 - raises: none is ready
+        live.check_ready()  # raises: none is ready
         return live
 
 

@@ -9,6 +9,7 @@ States only move forward, and each is set before anybody is told of it::
 from __future__ import annotations
 
 from enum import Enum
+from typing import Protocol
 
 import structlog
 
@@ -20,7 +21,7 @@ from tensorferry.errors import ConfigurationError, ModelNotReady
 from tensorferry.execution.pool import Pool, open_pool
 from tensorferry.model import ModelSpec
 
-__all__ = ["LiveModel", "ModelState"]
+__all__ = ["Intake", "LiveModel", "ModelState"]
 
 _log = structlog.get_logger("tensorferry.engine")
 
@@ -34,6 +35,18 @@ class ModelState(Enum):
     UNAVAILABLE = "UNAVAILABLE"
 
 
+class Intake(Protocol):
+    """Takes requests: the batcher, or what stands before it. Both methods are as ``Batcher``'s."""
+
+    def submit(self, request: Pending) -> None:
+        """Take a request, or raise."""
+        ...
+
+    def cancel(self, request: Pending) -> None:
+        """Give a request up that was submitted here."""
+        ...
+
+
 class LiveModel:
     """A version, its streams and its batcher. Owned by the engine, used on the loop thread."""
 
@@ -41,21 +54,20 @@ class LiveModel:
         self.spec = spec
         self.state = ModelState.LOADING
         self.reason = ""
-        #: The batcher while the state is READY, else None: one look for each request.
-        self.ready_batcher: Batcher | None = None
-        self.default_timeout_s = spec.batching.default_timeout_us / 1e6
+        #: Where requests go in while the state is READY, else None: one look for each request.
+        self.intake: Intake | None = None
         self._pool: Pool | None = None
         self._batcher: Batcher | None = None
+        self._intake: Intake | None = None
 
-    @property
-    def batcher(self) -> Batcher:
-        """The batcher of a version that is ready.
+    def check_ready(self) -> Intake:
+        """Return where requests go in.
 
         Raises:
             ModelNotReady: in any other state; says which.
         """
-        if self.ready_batcher is not None:
-            return self.ready_batcher
+        if self.intake is not None:
+            return self.intake
         raise ModelNotReady(self._not_ready())
 
     async def load(self, clock: Clock, admission: Admission, max_queue_size: int, cores: int = 0) -> None:
@@ -72,10 +84,10 @@ class LiveModel:
         self.spec = pool.spec
         self._pool = pool
         self._batcher = Batcher(
-            pool.spec, pool, clock, admission, self.spec.batching.max_queue_size or max_queue_size
+            pool.spec, pool, clock, admission, max_queue_size
         )
         self.state = ModelState.READY
-        self.ready_batcher = self._batcher
+        self.intake = self._intake = self._batcher
         self._log_ready(pool)
 
     async def unload(self) -> None:
@@ -83,7 +95,7 @@ class LiveModel:
         if self.state is not ModelState.READY or self._pool is None or self._batcher is None:
             return
         self.state = ModelState.UNLOADING
-        self.ready_batcher = None
+        self.intake = None
         self._batcher.fail_waiting(ModelNotReady(self._not_ready()))
         await self._batcher.wait_idle()
         await self._pool.close()
@@ -92,8 +104,8 @@ class LiveModel:
 
     def cancel(self, request: Pending) -> None:
         """Give up a request that was submitted here, whatever state the version is in by now."""
-        if self._batcher is not None:
-            self._batcher.cancel(request)
+        if self._intake is not None:
+            self._intake.cancel(request)
 
     async def wait_idle(self) -> None:
         """Wait until no request waits or runs."""

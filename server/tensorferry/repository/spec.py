@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from tensorferry.model import BatchingSpec, ModelSpec
+from tensorferry.model import BatchingSpec, ModelSpec, QueuePolicy
 from tensorferry.repository.instances import complete_groups, devices
 from tensorferry.repository.parameters import apply_parameters
 from tensorferry.repository.source import ConfigSource, quoted
@@ -133,6 +133,8 @@ def _batching(source: ConfigSource) -> BatchingSpec:
     return BatchingSpec(
         preferred_batch_sizes=tuple(sorted(set(batching.preferred_batch_size))),
         max_queue_delay_us=batching.max_queue_delay_microseconds if says_delay else None,
-        max_queue_size=batching.default_queue_policy.max_queue_size,
-        default_timeout_us=batching.default_queue_policy.default_timeout_microseconds,
+        queue_policy=QueuePolicy(
+            max_queue_size=batching.default_queue_policy.max_queue_size,
+            default_timeout_us=batching.default_queue_policy.default_timeout_microseconds,
+        ),
     )

@@ -20,6 +20,7 @@ __all__ = [
     "decode_inputs",
     "described_outputs",
     "encode_response",
+    "priority_of",
     "request_id",
     "requested_outputs",
     "timeout_of",
@@ -102,28 +103,43 @@ def request_id(body: bytes) -> str:
         return ""
 
 
-def timeout_of(message: pb.ModelInferRequest) -> float | None:
-    """Return the request's own ``timeout`` parameter in seconds (microseconds on the wire), or None.
+def timeout_of(message: pb.ModelInferRequest) -> float:
+    """Return the request's own ``timeout`` parameter in seconds (microseconds on the wire); 0.0 if unset.
 
     Raises:
         InvalidRequest: it is not an integer > 0.
     """
     if "timeout" not in message.parameters:
-        return None
-    value = message.parameters["timeout"]
-    kind = value.WhichOneof("parameter_choice")
-    text = value.string_param
-    if kind == "int64_param":
-        microseconds = value.int64_param
-    elif kind == "uint64_param":
-        microseconds = value.uint64_param
-    elif kind == "string_param" and text.isascii() and text.isdigit() and len(text) < 20:
-        microseconds = int(text)
-    else:
-        microseconds = 0
+        return 0.0
+    microseconds = _integer(message.parameters["timeout"])
     if microseconds <= 0:
         raise _refusal(message, "parameter 'timeout' must be an integer > 0, in microseconds")
     return microseconds / 1e6
+
+
+def priority_of(message: pb.ModelInferRequest) -> int:
+    """Return the request's ``priority`` parameter: 1 is the highest, and 0 (or unset) the model's default.
+
+    Raises:
+        InvalidRequest: it is not an integer >= 0. Whether the model has the level, its batcher knows.
+    """
+    if "priority" not in message.parameters:
+        return 0
+    priority = _integer(message.parameters["priority"])
+    if priority < 0:
+        raise _refusal(message, "parameter 'priority' must be an integer >= 0; 1 is the highest")
+    return priority
+
+
+def _integer(value: pb.InferParameter) -> int:
+    """Return a parameter's integer, which clients send as one of three types; -1 if it is none."""
+    kind = value.WhichOneof("parameter_choice")
+    if kind == "int64_param":
+        return value.int64_param
+    if kind == "uint64_param":
+        return value.uint64_param
+    text = value.string_param
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else -1
 
 
 def encode_response(

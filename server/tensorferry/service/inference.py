@@ -32,7 +32,7 @@ EXTENSIONS: Final = (
     "binary_tensor_data",
     "model_configuration",
     "model_repository(index)",
-    "schedule_policy(timeout)",
+    "schedule_policy",
     "statistics",
 )
 
@@ -91,16 +91,13 @@ class InferenceService:
         try:
             plan, identity, parts = self._planner.decode(body)
             answer = _Answer(call, plan, identity)
-            deadline = call.deadline if plan.timeout_s is None else self._deadline(plan, call.deadline)
-            request = self._engine.submit_bound(plan.live, plan.bound, parts, answer, deadline)
+            request = self._engine.submit_bound(
+                plan.live, plan.bound, parts, answer, call.deadline, plan.timeout_s, plan.priority
+            )
         except Exception as error:
             call.fail(*status_of(error))
             return
         call.on_cancel = lambda: plan.live.cancel(request)
-
-    def _deadline(self, plan: Plan, deadline: float) -> float:
-        """Return the nearer of the call's deadline and the request's own timeout."""
-        return deadline if plan.timeout_s is None else min(deadline, self._engine.now() + plan.timeout_s)
 
     async def ModelStreamInfer(  # noqa: N802 - the protocol's name
         self, bodies: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]
@@ -160,8 +157,9 @@ class InferenceService:
 
         try:
             plan, identity, parts = self._planner.decode(body)
-            nearest = self._deadline(plan, deadline)
-            request = self._engine.submit_bound(plan.live, plan.bound, parts, done, nearest)
+            request = self._engine.submit_bound(
+                plan.live, plan.bound, parts, done, deadline, plan.timeout_s, plan.priority
+            )
         except Exception as error:
             settle(error)
             return

@@ -64,18 +64,25 @@ class Plan:
         "_head",
         "bound",
         "live",
+        "priority",
         "requested",
         "sizes",
         "timeout_s",
     )
 
     def __init__(
-        self, live: LiveModel, bound: Bound, requested: tuple[str, ...], timeout_s: float | None
+        self,
+        live: LiveModel,
+        bound: Bound,
+        requested: tuple[str, ...] = (),
+        timeout_s: float = 0.0,
+        priority: int = 0,
     ) -> None:
         self.live = live
         self.bound = bound
         self.requested = requested
         self.timeout_s = timeout_s
+        self.priority = priority
         self.sizes: list[int] = []
         spec = live.spec
         response = pb.ModelInferResponse(model_name=spec.name, model_version=str(spec.version))
@@ -166,7 +173,7 @@ class Planner:
         message = parsed(pb.ModelInferRequest, body)
         live = self._engine.resolve(message.model_name, message.model_version)
         requested = codec.requested_outputs(message, live.spec)
-        timeout_s = codec.timeout_of(message) if message.parameters else None
+        timeout_s, priority = codec.timeout_of(message), codec.priority_of(message)
         tensors = codec.decode_inputs(message)
         bound = live.spec.bind(tensors)
         in_order = bool(message.raw_input_contents) and all(
@@ -177,4 +184,5 @@ class Planner:
         if in_order:
             # The plan outlives the request: it must not keep the request's data.
             bound.forget_data()
-        return (Plan(live, bound, requested, timeout_s), message.id.encode(), parts), in_order
+        plan = Plan(live, bound, requested, timeout_s, priority)
+        return (plan, message.id.encode(), parts), in_order
