@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from tools.model_docs import model_section
+
 from tensorferry import errors
 from tensorferry.config import ENVIRONMENT_PREFIX, ServerConfig, add_flags
 from tensorferry.service.status import status_of
@@ -19,9 +21,11 @@ from tensorferry.service.status import status_of
 DOCS: Final = Path(__file__).resolve().parents[1] / "docs"
 
 _CONFIGURATION_HEAD: Final = """\
-# Configuration of the server
+# Configuration
 
-<!-- Made by tools/config_docs.py from server/tensorferry/config.py. Change it there. -->
+<!-- Made by tools/config_docs.py and tools/model_docs.py from the code. Change it there. -->
+
+## The server
 
 Every setting of `tensorferry serve` can be given in three ways; the nearest wins: the flag, then the
 environment variable, then the settings file, then the default. The settings file is TOML with one
@@ -29,7 +33,7 @@ environment variable, then the settings file, then the default. The settings fil
 A setting that is unknown or doesn't fit ends the start with exit status 2 and a line that says why.
 
 Units are in the names: `_s` seconds, `_bytes` bytes. How a model is served (batch size, queue delay,
-worker streams, warm-up) is said in the model's own `config.pbtxt`.
+worker streams, warm-up) is said in the model's own `config.pbtxt`: [below](#a-model).
 
 | setting in the file | flag | environment variable | default | meaning |
 |---|---|---|---|---|
@@ -75,7 +79,8 @@ def configuration_page() -> str:
         f" | {_default(each)} | {each.metadata['help']} |"
         for each in dataclasses.fields(ServerConfig)
     ]
-    return _CONFIGURATION_HEAD.format(prefix=ENVIRONMENT_PREFIX) + "\n".join(rows) + "\n"
+    head = _CONFIGURATION_HEAD.format(prefix=ENVIRONMENT_PREFIX)
+    return head + "\n".join(rows) + "\n" + model_section()
 
 
 def errors_page() -> str:

@@ -69,7 +69,12 @@ async def running(config: ServerConfig) -> AsyncIterator[Server]:
             doesn't load is no error here: the others serve, and it is named in readiness.
     """
     entries = scan(config.model_repository)
-    engine = Engine(config.max_queue_size, config.max_inflight_bytes, _cores(config.processes))
+    engine = Engine(
+        config.max_queue_size,
+        config.max_inflight_bytes,
+        _cores(config.processes),
+        config.response_cache_bytes,
+    )
     health = HealthService(engine)
     transport = choose(config, reuse_port=config.processes > 1)
     http = HttpPort(engine, transport)

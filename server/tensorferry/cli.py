@@ -1,4 +1,4 @@
-"""The command line: ``tensorferry serve | check | info``."""
+"""The command line: ``tensorferry serve | check | info | simulate``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tensorferry import __version__, config
 from tensorferry.errors import ConfigurationError
+from tensorferry.simulation import command as simulation
 
 __all__ = ["main"]
 
@@ -47,6 +48,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     info.add_argument("--json", action="store_true", help="as JSON, for scripts")
     info.set_defaults(run=_info)
+    simulate = commands.add_parser(
+        "simulate",
+        help="simulate a model's batching under load, to choose settings and size machines",
+        description=simulation.run.__doc__,
+    )
+    simulation.add_flags(simulate)
+    simulate.set_defaults(run=simulation.run)
     return parser
 
 

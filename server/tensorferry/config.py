@@ -100,6 +100,9 @@ class ServerConfig:
     max_inflight_bytes: int = _setting(
         2**30, "tensor bytes of all requests waiting or running", _at_least(1024)
     )
+    response_cache_bytes: int = _setting(
+        64 * 2**20, "answers kept for models with response_cache, per process; 0: none", _at_least(0)
+    )
     max_connections: int = _setting(10_000, "gRPC connections at once", _at_least(1))
     max_concurrent_streams: int = _setting(1_000, "calls in progress on one connection", _at_least(1))
     max_header_list_bytes: int = _setting(16 * 2**10, "headers of one call", _at_least(1024))

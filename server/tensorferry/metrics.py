@@ -38,6 +38,19 @@ _COUNTERS = (
     ("nv_inference_compute_output_duration_us", "Outputs, summed over requests", "compute_output_ns", 1000),
 )
 
+#: The same for ``CacheStatistics``. Models without the response cache have no samples here.
+_CACHE_COUNTERS = (
+    ("nv_cache_num_hits_per_model", "Requests answered without a run of their own", "hit_count", 1),
+    ("nv_cache_num_misses_per_model", "Requests answered by a run, and then cached", "miss_count", 1),
+    ("nv_cache_hit_duration_per_model", "Looking up, summed over hits, in us", "hit_ns", 1000),
+    (
+        "nv_cache_miss_duration_per_model",
+        "Looking up and inserting, summed over misses, in us",
+        "miss_ns",
+        1000,
+    ),
+)
+
 
 class _EngineCollector(Collector):
     def __init__(self, engine: Engine) -> None:
@@ -55,6 +68,7 @@ class _EngineCollector(Collector):
                 family.add_metric(labels, getattr(counts, attribute) / divisor)
             yield family
         yield from _failures_and_queue(snapshots)
+        yield from _response_cache(self._engine)
         yield GaugeMetricFamily(
             "tensorferry_in_flight_bytes",
             "Tensor bytes of requests waiting or running",
@@ -87,14 +101,42 @@ def _failures_and_queue(snapshots: list[tuple[tuple[str, str], BatcherStatistics
     failures = CounterMetricFamily(
         "nv_inference_request_failure", "Requests that got an error", labels=(*_LABELS, "reason")
     )
+    refused = CounterMetricFamily(
+        "tensorferry_inference_request_refused",
+        "Requests refused without running, by reason",
+        labels=(*_LABELS, "reason"),
+    )
     pending = GaugeMetricFamily("nv_inference_pending_request_count", "Requests waiting", labels=_LABELS)
     batches = HistogramMetricFamily("tensorferry_batch_rows", "Rows of the batches run", labels=_LABELS)
     for labels, counts in snapshots:
         for reason, count in counts.failures.items():
             failures.add_metric((*labels, reason), count)
+        for reason, count in counts.refusals.items():
+            refused.add_metric((*labels, reason), count)
         pending.add_metric(labels, counts.waiting)
         batches.add_metric(labels, *_batch_histogram(counts))
-    return failures, pending, batches
+    return failures, refused, pending, batches
+
+
+def _response_cache(engine: Engine) -> Iterable[Metric]:
+    looked_up = [
+        ((name, str(number)), live.cache_statistics())
+        for name, versions in engine.models.items()
+        for number, live in versions.items()
+        if live.spec.response_cache
+    ]
+    for metric, description, attribute, divisor in _CACHE_COUNTERS:
+        family = CounterMetricFamily(metric, description, labels=_LABELS)
+        for labels, counts in looked_up:
+            family.add_metric(labels, getattr(counts, attribute) / divisor)
+        yield family
+    size = engine.cache_size
+    yield GaugeMetricFamily(
+        "tensorferry_response_cache_entries", "Answers in the response cache", value=size.count
+    )
+    yield GaugeMetricFamily(
+        "tensorferry_response_cache_bytes", "Bytes that the response cache holds", value=size.byte_size
+    )
 
 
 def _batch_histogram(counts: BatcherStatistics) -> tuple[list[tuple[str, float]], float]:

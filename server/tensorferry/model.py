@@ -6,18 +6,22 @@ learns more at load time (names and number of outputs, say) returns a new one.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from tensorferry.errors import InvalidRequest
 from tensorferry.tensors import DATATYPES, Buffer, DataType, Tensor
 
 __all__ = [
+    "LENGTH",
+    "MAX_PIECES",
     "BatchInput",
     "BatchingSpec",
     "Bound",
+    "Key",
     "Model",
     "ModelSpec",
     "PaddingSpec",
@@ -27,6 +31,16 @@ __all__ = [
     "WarmupSpec",
     "batch_buckets",
 ]
+
+#: Pieces of ``max_batch_size`` rows that a request may be split into (``split_oversized``).
+MAX_PIECES: Final = 64
+
+#: Stands in a key's first place, with the bucket beside it, where requests are padded. No datatype
+#: has this name.
+LENGTH: Final = "length"
+
+#: What requests must have in common to share a batch; see ``Bound``.
+Key = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +85,8 @@ class BatchingSpec:
     ``max_queue_delay_us`` is None where the model's owner states none; a number is obeyed
     literally. ``priority_levels`` counts the levels, 1 being the highest; 0 means that requests
     have no priority. ``priority_policies`` holds (level, policy) for the levels that have a
-    policy of their own. ``latency_objective_ms`` is 0 for none.
+    policy of their own. ``latency_objective_ms`` is 0 for none. With ``split_oversized`` a request
+    of up to ``MAX_PIECES`` times ``max_batch_size`` rows is run in pieces and answered as one.
     """
 
     enabled: bool = True
@@ -91,9 +106,11 @@ class PaddingSpec:
     """How requests of unlike lengths share a batch: padded to the smallest bucket that fits.
 
     ``inputs`` and ``outputs`` name the tensors whose one variable dimension (-1 in their dims) is
-    that length. ``buckets`` are lengths in elements of that dimension, ascending; a longer
-    request is refused. ``lengths_input`` names the model's input that the server fills with each
-    row's true length (INT64 or INT32, dims [1]); empty: none.
+    that length. All of a request's ``inputs`` have the same length; ``outputs`` come back at the
+    padded length and are cut to the request's own. ``buckets`` are lengths in elements of that
+    dimension, ascending; a longer request is refused. ``lengths_input`` names the model's input
+    that the server fills with each row's true length, of ``lengths_datatype``, dims [1]; empty:
+    none. It isn't among ``ModelSpec.inputs``: callers neither see nor send it.
     """
 
     inputs: tuple[str, ...]
@@ -101,6 +118,19 @@ class PaddingSpec:
     buckets: tuple[int, ...]
     pad_value: float = 0.0
     lengths_input: str = ""
+    lengths_datatype: Literal["INT64", "INT32", "FP32"] = "INT64"
+
+    def bucket_of(self, length: int) -> int | None:
+        """Return the smallest bucket that holds ``length``, which wastes least; None if none does."""
+        index = bisect_left(self.buckets, length)
+        return self.buckets[index] if index < len(self.buckets) else None
+
+    @property
+    def lengths(self) -> TensorSpec | None:
+        """The model's input for the true lengths; None if it has none."""
+        if not self.lengths_input:
+            return None
+        return TensorSpec(self.lengths_input, DATATYPES[self.lengths_datatype], (1,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +180,12 @@ class ModelSpec:
         return self.max_batch_size > 0
 
     @property
+    def model_inputs(self) -> tuple[TensorSpec, ...]:
+        """What the model itself takes: the callers' inputs and, last, the server's lengths."""
+        lengths = self.padding.lengths if self.padding is not None else None
+        return self.inputs if lengths is None else (*self.inputs, lengths)
+
+    @property
     def is_fixed(self) -> bool:
         """Whether all requests share one row shape, so that any two can share a batch."""
         return all(spec.is_fixed for spec in self.inputs)
@@ -170,7 +206,36 @@ class ModelSpec:
             self._check_tensor(tensor, spec, rows)
             if not spec.is_fixed:
                 key.append((tensor.datatype, tensor.shape[1:] if self.has_batch_dimension else tensor.shape))
+        if self.padding is not None:
+            return self._bind_to_bucket(ordered, rows, self.padding)
         return Bound(ordered, rows, tuple(key))
+
+    def _bind_to_bucket(self, tensors: Sequence[Tensor], rows: int, padding: PaddingSpec) -> Bound:
+        """Bind checked tensors under the key of their bucket: the length itself isn't in it."""
+        length, longest = 0, None
+        key: list[tuple[str, tuple[int, ...]]] = []
+        for tensor, spec in zip(tensors, self.inputs, strict=True):
+            if spec.is_fixed:
+                continue
+            shape = tensor.shape[1:] if self.has_batch_dimension else tensor.shape
+            if spec.name in padding.inputs and spec.dims is not None:
+                axis = spec.dims.index(-1)
+                if longest is not None and shape[axis] != length:
+                    raise self._refusal(
+                        f"input {tensor.name!r} has length {shape[axis]} in shape {list(tensor.shape)}, and"
+                        f" {longest.name!r} has {length}; the lengths of {list(padding.inputs)} must be equal"
+                    )
+                length, longest = shape[axis], tensor
+                shape = spec.dims
+            key.append((tensor.datatype, shape))
+        bucket = padding.bucket_of(length)
+        if bucket is None:
+            name, came = (longest.name, list(longest.shape)) if longest is not None else ("", [])
+            raise self._refusal(
+                f"input {name!r} has length {length} in shape {came}, and the longest that the model"
+                f" takes is {padding.buckets[-1]} (its largest bucket); send a shorter one"
+            )
+        return Bound(tensors, rows, ((LENGTH, (bucket,)), *key), length)
 
     def _in_order(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         by_name: dict[str, Tensor] = {}
@@ -187,6 +252,8 @@ class ModelSpec:
             )
         if len(by_name) > len(expected):
             unknown = next(name for name in by_name if name not in expected)
+            if self.padding is not None and unknown == self.padding.lengths_input:
+                raise self._refusal(f"input {unknown!r} is filled in by the server; send only {expected}")
             raise self._refusal(f"unknown input {unknown!r}; the model takes {expected}")
         return [by_name[name] for name in expected]
 
@@ -202,11 +269,18 @@ class ModelSpec:
                 f"input {first.name!r} has {rows} rows in shape {list(first.shape)}, expected at least 1"
             )
         if rows > self.max_batch_size:
-            raise self._refusal(
-                f"input {first.name!r} has {rows} rows in shape {list(first.shape)},"
-                f" and max_batch_size is {self.max_batch_size}; send fewer at once"
-            )
+            self._check_splits(first, rows)
         return rows
+
+    def _check_splits(self, first: Tensor, rows: int) -> None:
+        limit = f"and max_batch_size is {self.max_batch_size}"
+        if self.batching.split_oversized:
+            if rows <= MAX_PIECES * self.max_batch_size:
+                return
+            limit += f", and a request is split into at most {MAX_PIECES} times as many"
+        raise self._refusal(
+            f"input {first.name!r} has {rows} rows in shape {list(first.shape)}, {limit}; send fewer at once"
+        )
 
     def _check_tensor(self, tensor: Tensor, spec: TensorSpec, rows: int) -> None:
         datatype = DATATYPES.get(tensor.datatype)
@@ -276,13 +350,16 @@ class ModelSpec:
 class Bound:
     """A request's tensors in the model's order, its rows, and what it may share a batch with.
 
-    Two requests share a batch only if their ``key`` is equal; it is () for a model whose row
-    shape is fixed.
+    Two requests share a batch if their ``key`` is equal; it is () for a model whose row shape is
+    fixed. Where a model pads, it starts with (LENGTH, (bucket,)), and requests whose keys differ in
+    the bucket alone may share a batch too: of the largest bucket among them. ``length`` is the
+    request's true length in elements; 0 where nothing is padded.
     """
 
     tensors: Sequence[Tensor]
     rows: int
-    key: tuple[tuple[str, tuple[int, ...]], ...]
+    key: Key
+    length: int = 0
     #: Of all tensors together.
     byte_size: int = field(init=False)
 
@@ -298,7 +375,8 @@ class Bound:
 class BatchInput:
     """One input of a batch: the rows of several requests, one buffer for each, in order.
 
-    ``shape`` is that of the whole batch. The backend copies the parts into one buffer of its
+    A padded request takes two, its data and what fills it up. ``shape`` is that of the whole
+    batch. The backend copies the parts into one buffer of its
     choice (pinned memory on a GPU): that is the one copy between the wire and the model.
     """
 

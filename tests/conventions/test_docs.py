@@ -14,7 +14,7 @@ from tensorferry.config import ServerConfig
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
 def test_a_generated_page_is_fresh(path):
-    assert path.read_text(encoding="utf-8") == PAGES[path](), "run .venv/bin/python tools/config_docs.py"
+    assert path.read_text(encoding="utf-8") == PAGES[path](), "run make docs"
 
 
 def test_every_setting_is_documented():

@@ -30,6 +30,7 @@ LAYERS = (
     "worker",
     "checking",
     "info",
+    "simulation",
     "cli",
 )
 

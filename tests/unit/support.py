@@ -66,7 +66,8 @@ class StrictExecutor(PuppetExecutor):
             assert request.deadline > self._clock.now(), "a request that is too late reached the executor"
         assert batch.rows == sum(request.rows for request in batch.requests)
         assert batch.rows <= batch.spec.max_batch_size or len(batch.requests) == 1
-        assert len({request.bound.key for request in batch.requests}) == 1
+        if batch.spec.padding is None:
+            assert len({request.bound.key for request in batch.requests}) == 1
         self.log.append([content(request) for request in batch.requests])
         super().start(batch, done)
 
@@ -74,19 +75,24 @@ class StrictExecutor(PuppetExecutor):
 class Station:
     """A batcher on virtual time with a puppet for an executor, and every request submitted to it."""
 
-    def __init__(self, spec=None, *, max_queue_size=100_000, max_bytes=2**30, **executor) -> None:
+    def __init__(self, spec=None, *, max_queue_size=100_000, max_bytes=2**30, run_s=None, **executor) -> None:
         self.spec = spec or bytes_spec()
         self.clock = VirtualClock()
-        self.executor = StrictExecutor(self.clock, **executor)
+        self.executor = self.make_executor(**executor)
         self.admission = Admission(max_bytes)
-        self.batcher = Batcher(self.spec, self.executor, self.clock, self.admission, max_queue_size)
+        self.batcher = Batcher(self.spec, self.executor, self.clock, self.admission, max_queue_size, run_s)
         #: Requests in the order of their outcomes.
         self.done: list[Pending] = []
 
-    def submit(self, data: bytes = b"a", rows: int = 1, deadline: float = NEVER, on_done=None) -> Pending:
-        """Submit ``data`` as ``rows`` equal rows."""
+    def make_executor(self, **executor) -> StrictExecutor:
+        return StrictExecutor(self.clock, **executor)
+
+    def submit(
+        self, data: bytes = b"a", rows: int = 1, deadline: float = NEVER, on_done=None, **wishes
+    ) -> Pending:
+        """Submit ``data`` as ``rows`` equal rows; ``wishes`` are a ``timeout_s`` and a ``priority``."""
         tensor = Tensor("x", "UINT8", (rows, len(data)), data * rows)
-        request = Pending(self.spec.bind([tensor]), on_done or self.done.append, deadline)
+        request = Pending(self.spec.bind([tensor]), on_done or self.done.append, deadline, **wishes)
         self.batcher.submit(request)
         return request
 

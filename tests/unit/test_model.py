@@ -6,7 +6,7 @@ import pytest
 from tests.unit.support import model_spec, tensor_spec
 
 from tensorferry.errors import InvalidRequest
-from tensorferry.model import batch_buckets
+from tensorferry.model import LENGTH, MAX_PIECES, BatchingSpec, PaddingSpec, batch_buckets
 from tensorferry.tensors import DATATYPES, Tensor
 
 FEATURES = model_spec([tensor_spec("features", "FP32", (30,))], max_batch_size=4)
@@ -198,3 +198,63 @@ def test_every_datatype_is_measured_by_its_own_size(name):
 )
 def test_buckets_are_powers_of_two_the_preferred_sizes_and_the_maximum(max_batch_size, preferred, expected):
     assert batch_buckets(max_batch_size, preferred) == expected
+
+
+RAGGED = model_spec(
+    [
+        tensor_spec("ids", "INT32", (-1,)),
+        tensor_spec("mask", "FP32", (2, -1)),
+        tensor_spec("k", "FP32", (-1,)),
+    ],
+    padding=PaddingSpec(("ids", "mask"), (), (4, 16), lengths_input="lengths"),
+)
+
+
+def ragged(length, rows=1, k=1, mask_length=None):
+    mask_length = length if mask_length is None else mask_length
+    return [
+        Tensor("ids", "INT32", (rows, length), bytes(4 * rows * length)),
+        Tensor("mask", "FP32", (rows, 2, mask_length), bytes(8 * rows * mask_length)),
+        Tensor("k", "FP32", (rows, k), bytes(4 * rows * k)),
+    ]
+
+
+@pytest.mark.parametrize(("length", "bucket"), [(0, 4), (1, 4), (4, 4), (5, 16), (16, 16)])
+def test_padded_request_is_bound_to_the_smallest_bucket_that_holds_it(length, bucket):
+    bound = RAGGED.bind(ragged(length, rows=2))
+    assert bound.length == length
+    assert bound.key == ((LENGTH, (bucket,)), ("INT32", (-1,)), ("FP32", (2, -1)), ("FP32", (1,)))
+
+
+def test_inputs_that_are_not_padded_must_have_the_same_shape_still():
+    assert RAGGED.bind(ragged(3)).key == RAGGED.bind(ragged(4)).key
+    assert RAGGED.bind(ragged(3)).key != RAGGED.bind(ragged(3, k=2)).key
+
+
+def test_request_longer_than_the_largest_bucket_is_refused_with_the_limit():
+    message = refusal(RAGGED, *ragged(17))
+    assert "'mask' has length 17" in message or "'ids' has length 17" in message
+    assert "takes is 16" in message
+
+
+def test_padded_inputs_of_unlike_lengths_are_refused_by_name():
+    message = refusal(RAGGED, *ragged(3, mask_length=4))
+    assert "'mask' has length 4 in shape [1, 2, 4], and 'ids' has 3" in message
+
+
+def test_lengths_are_the_models_input_and_not_the_callers():
+    assert [each.name for each in RAGGED.model_inputs] == ["ids", "mask", "k", "lengths"]
+    lengths = RAGGED.model_inputs[-1]
+    assert (lengths.datatype, lengths.dims) == (DATATYPES["INT64"], (1,))
+    assert FEATURES.model_inputs is FEATURES.inputs
+    message = refusal(RAGGED, *ragged(3), Tensor("lengths", "INT64", (1, 1), bytes(8)))
+    assert "'lengths' is filled in by the server; send only ['ids', 'mask', 'k']" in message
+
+
+def test_request_of_too_many_rows_is_taken_only_where_it_is_split_and_then_up_to_a_bound():
+    splitting = model_spec([tensor_spec()], max_batch_size=4, batching=BatchingSpec(split_oversized=True))
+    most = MAX_PIECES * 4
+    assert splitting.bind([Tensor("x", "FP32", (most, 1), bytes(4 * most))]).rows == most
+    message = refusal(splitting, Tensor("x", "FP32", (most + 1, 1), bytes(4 * most + 4)))
+    assert f"{most + 1} rows" in message
+    assert f"max_batch_size is 4, and a request is split into at most {MAX_PIECES} times as many" in message

@@ -22,17 +22,22 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final, Protocol
 
+from tensorferry.batching.admission import Admission, Gate, Refused, Share
 from tensorferry.batching.batch import Batch
+from tensorferry.batching.expiry import Expiry
+from tensorferry.batching.forecast import Forecast
+from tensorferry.batching.ordering import InOrder
 from tensorferry.batching.pending import DONE, NEVER, RUNNING, WAITING, Pending
-from tensorferry.batching.policy import Limits, Run, Wait, decide
-from tensorferry.batching.queue import Key, WaitingQueue
+from tensorferry.batching.policy import Limits, Run, Wait, cut, decide
+from tensorferry.batching.queue import Place, WaitingQueue
 from tensorferry.batching.statistics import BatcherStatistics, Counters, failure_reason
 from tensorferry.clock import Clock, Timer
-from tensorferry.errors import Cancelled, DeadlineExceeded, ModelFailed, QueueFull, TensorferryError
+from tensorferry.errors import Cancelled, DeadlineExceeded, InvalidRequest, ModelFailed, TensorferryError
 from tensorferry.model import ModelSpec, RunResult
 
 __all__ = ["Admission", "BatchOutcome", "Batcher", "Executor", "limits_of"]
@@ -40,14 +45,18 @@ __all__ = ["Admission", "BatchOutcome", "Batcher", "Executor", "limits_of"]
 #: How long ticks that bring requests may put a departure off (docs/decisions/0008-gathering.md).
 _MAX_GATHER_S: Final = 0.8e-3
 
+#: How long full batches may run on the loop thread, one after another, before sockets are read.
+_MAX_INLINE_S: Final = 1e-3
+
 
 @dataclass(slots=True)
 class BatchOutcome:
-    """What became of a batch: a result or an error, one of them None."""
+    """What became of a batch: a result or an error, one of them None; and the stream that ran it."""
 
     batch: Batch
     result: RunResult | None
     error: TensorferryError | None
+    stream: int = 0
 
 
 class Executor(Protocol):
@@ -65,14 +74,6 @@ class Executor(Protocol):
     def start(self, batch: Batch, done: Callable[[BatchOutcome], None]) -> None:
         """Run a batch on an idle stream."""
         ...
-
-
-@dataclass(slots=True)
-class Admission:
-    """The bound on tensor bytes in flight, shared by all batchers of a server (one thread)."""
-
-    max_bytes: int
-    byte_size: int = 0
 
 
 def limits_of(spec: ModelSpec) -> Limits:
@@ -95,15 +96,22 @@ class Batcher:
         clock: Clock,
         admission: Admission,
         max_queue_size: int,
+        run_s: Mapping[int, float] | None = None,
     ) -> None:
+        """``run_s`` maps rows to the seconds of a run, where warm-up has measured them."""
         self._spec = spec
         self._executor = executor
         self._clock = clock
-        self._admission = admission
-        self._max_queue_size = max_queue_size
+        self._share = Share(admission)
         self._limits = limits_of(spec)
         self._is_greedy = self._limits.is_greedy
-        self._queue = WaitingQueue()
+        objective_s = spec.batching.latency_objective_ms / 1e3
+        self._queue = WaitingQueue(max(1, spec.batching.priority_levels))
+        self._lowest = max(0, spec.batching.priority_levels - 1)
+        self._forecast = Forecast(self._limits.max_rows, executor.idle, run_s or {}, objective_s)
+        self._gate = Gate(spec, self._queue, self._forecast, self._share, max_queue_size)
+        self._expiry = Expiry(clock, self._expired)
+        self._in_order = InOrder() if spec.batching.preserve_ordering else None
         self._again: deque[Batch] = deque()  # halves of failed batches, before everything else
         self._running = 0
         self._flushing = False
@@ -112,8 +120,6 @@ class Batcher:
         self._hold_end = NEVER
         self._gathered = 0
         self._gather_end = 0.0
-        self._expiry_handle: Timer | None = None
-        self._expiry_at = NEVER
         self._idle_event = asyncio.Event()
         self._counters = Counters()
 
@@ -121,20 +127,38 @@ class Batcher:
         """Queue a request; it leaves at the end of this loop tick at the earliest.
 
         Raises:
+            InvalidRequest: the model doesn't have the request's priority.
             QueueFull: the model's queue, or the server's bytes in flight, are at their bound.
+            PredictedLate: its answer would come after its deadline or the model's objective.
             DeadlineExceeded: the request came too late to run at all.
         """
         now = self._clock.now()
-        request.enqueued_at = now
-        self._admit(request, now)
-        self._admission.byte_size += request.byte_size
-        self._queue.push(request)
+        queue = self._queue
+        self._forecast.arrived(request.bound.rows)
+        try:
+            self._gate.admit(request, now, not queue.count and not self._again and self._executor.idle > 0)
+        except Refused as refused:
+            self._counters.refused(refused.reason)
+            raise self._turned_away(request, refused.error) from None
+        except InvalidRequest as invalid:
+            raise self._turned_away(request, invalid) from None
+        if request.level < self._lowest:
+            self._forecast.arrived_above(request.bound.rows)
+        self._share.take(request.byte_size)
+        if self._in_order is not None:
+            self._in_order.join(request)
+        queue.push(request)
         if request.deadline != NEVER:
-            self._expire_at(request.deadline)
+            self._expiry.watch(request, queue.count)
         if self._flush_handle is None:
             self._gathered = 0
             self._gather_end = now + _MAX_GATHER_S
             self._flush_handle = self._clock.call_soon(self._gather)
+
+    def _turned_away(self, request: Pending, error: TensorferryError) -> TensorferryError:
+        request.state = DONE
+        self._counters.failed(failure_reason(error), 0.0)
+        return error
 
     def cancel(self, request: Pending) -> None:
         """Give a request up. One that waits never runs; the answer of one that runs is dropped."""
@@ -154,6 +178,10 @@ class Batcher:
             self._idle_event.clear()
             await self._idle_event.wait()
 
+    def close(self) -> None:
+        """Give its share of the server's bytes to the others. Nothing may be in flight."""
+        self._share.close()
+
     @property
     def in_flight(self) -> int:
         """Requests that wait or run."""
@@ -165,28 +193,6 @@ class Batcher:
 
     def __repr__(self) -> str:
         return f"<Batcher {self._spec.name}/{self._spec.version}: {self._queue!r}, {self._running} running>"
-
-    # -- admission ------------------------------------------------------------------------------
-
-    def _admit(self, request: Pending, now: float) -> None:
-        error: TensorferryError
-        if self._queue.count >= self._max_queue_size:
-            error = QueueFull(
-                f"model {self._spec.name!r}: {self._queue.count} requests wait already,"
-                f" and max_queue_size is {self._max_queue_size}; retry after a pause"
-            )
-        elif self._admission.byte_size + request.byte_size > self._admission.max_bytes:
-            error = QueueFull(
-                f"model {self._spec.name!r}: {self._admission.byte_size} bytes are in flight, and the"
-                f" server's max_inflight_bytes is {self._admission.max_bytes}; retry after a pause"
-            )
-        elif request.deadline <= now:
-            error = self._too_late(request)
-        else:
-            return
-        request.state = DONE
-        self._counters.failed(failure_reason(error), 0.0)
-        raise error
 
     # -- departure ------------------------------------------------------------------------------
 
@@ -214,16 +220,24 @@ class Batcher:
             self._flush_handle.cancel()
             self._flush_handle = None
         self._flushing = True
+        end = self._clock.now() + _MAX_INLINE_S
         try:
             while self._executor.idle:
                 batch = self._next_half() or self._next_batch()
                 if batch is None:
+                    self._forecast.rested()
                     return
                 running = self._running
                 self._running += len(batch.requests)
+                self._forecast.started(batch, self._clock.now())
                 self._executor.start(batch, self._finished)
-                if self._running == running:
-                    # It ran here, on the loop thread. Let the sockets be read before the next one.
+                if self._running == running and (
+                    self._queue.count < self._limits.max_rows or self._clock.now() >= end
+                ):
+                    # It ran here, on the loop thread. Let the sockets be read before the next one;
+                    # but not while whole batches wait: those who are in come before those who aren't.
+                    if not (self._queue.count or self._again):
+                        self._forecast.rested()
                     self._flush_soon()
                     return
         finally:
@@ -252,21 +266,60 @@ class Batcher:
                 return Batch(self._spec, requests, now)
         return None
 
-    def _next_departure(self, now: float) -> tuple[Key, int] | None:
-        """Return whose batch leaves now and with how many rows; else be called when one does."""
+    def _next_departure(self, now: float) -> tuple[Place, int, int] | None:
+        """Return whose batch leaves now, with how many rows, and up to how many may be of lower levels.
+
+        If none leaves now, see to it that this is asked again when one does.
+        """
+        queue, most = self._queue, self._limits.max_rows
         if self._is_greedy:
-            oldest = self._queue.oldest_key()
-            return None if oldest is None else (oldest, self._limits.max_rows)
+            place = queue.first(now)
+            return None if place is None else self._sized(place, most, now)
         hold_end = NEVER
-        for key in self._queue.keys_by_age():
-            view = self._queue.view(key, self._limits.max_rows)
-            decision = decide(view, self._executor.idle, self._limits, now)
+        turn = queue.turn(now)
+        for place in chain([turn] if turn else [], queue.places()):
+            view = queue.view(place, most)
+            decision = decide(view, self._executor.idle, self._limits, now, self._forecast.expected)
             if isinstance(decision, Run):
-                return key, decision.rows
+                return self._sized(place, decision.rows, now)
             if isinstance(decision, Wait):
                 hold_end = min(hold_end, decision.until)
         self._hold_until(hold_end)
         return None
+
+    def _sized(self, place: Place, most: int, now: float) -> tuple[Place, int, int]:
+        """Settle the size of a batch that leaves now, of at most ``most`` rows."""
+        shared = most
+        if self._lowest:
+            shared = min(most, self._forecast.shared_rows(now))
+            if place.level >= self._lowest:
+                most = shared
+        rows = self._rows_in_time(place, most, now)
+        return place, rows, min(rows, shared)
+
+    def _rows_in_time(self, place: Place, most: int, now: float) -> int:
+        """Cut a batch that leaves now to the rows that are in time for their limits.
+
+        Those who are passed over are refused if the streams are overloaded: running them late
+        would make others late. Otherwise they ride along, late.
+        """
+        expected = self._forecast.expected
+        if place.head.limit == NEVER or not expected.is_known:
+            return most
+        queue = self._queue
+        if now + expected(min(most, queue.rows[place.level])) <= place.head.limit:
+            return most  # all of them are in time, the first as well
+        line = queue.line(place, most)
+        best = cut([(each.limit, each.bound.rows) for each in line], now, most, expected)
+        if not best.skipped:
+            return best.rows
+        if not self._forecast.is_overloaded and queue.rows[place.level] <= most:
+            return most
+        for request in line[: best.skipped]:
+            refused = self._gate.refuse_late(request, now + expected(best.rows))
+            self._counters.refused(refused.reason)
+            self._end_waiting(request, refused.error)
+        return best.rows
 
     def _hold_until(self, hold_end: float) -> None:
         """Make sure the queue is looked at again at this instant; arrivals have it looked at before."""
@@ -287,9 +340,11 @@ class Batcher:
         now = self._clock.now()
         late: list[Pending] = []
         for request in requests:
+            if request.entry is not None:
+                self._expiry.forget(request)
             if request.state != DONE:
                 request.state = RUNNING
-                if request.deadline <= now:
+                if request.deadline <= now and not self._gate.delay(request, now):
                     late.append(request)
         for request in late:
             self._give(request, self._too_late(request), now)
@@ -297,7 +352,7 @@ class Batcher:
         # A late one's callback may have cancelled any other.
         for request in requests:
             if request.state == DONE:
-                self._admission.byte_size -= request.byte_size
+                self._share.give(request.byte_size)
             else:
                 wanted.append(request)
         return wanted
@@ -312,6 +367,7 @@ class Batcher:
             except ModelFailed as mismatch:
                 error = mismatch
         self._running -= len(batch.requests)
+        self._forecast.finished(batch, outcome.stream, self._clock.now(), error is None, self._queue.count)
         if error is not None and len(batch.requests) > 1:
             self._again.extend(batch.halves())
             batch.requests = []
@@ -330,18 +386,22 @@ class Batcher:
     def _reply(self, batch: Batch, result: RunResult, now: float) -> None:
         compute_ns = (result.input_ns, result.infer_ns, result.output_ns)
         self._counters.ran(batch.rows, *compute_ns)
-        self._admission.byte_size -= sum([request.byte_size for request in batch.requests])
+        self._share.give(sum([request.byte_size for request in batch.requests]))
+        first = batch.requests[0]
         answered, queue_s = batch.deliver(result.outputs)
+        if self._gate.late_s:
+            self._forecast.answered(self._clock.now() - first.enqueued_at > self._gate.late_s)
         self._counters.answered(answered, queue_s, queue_s + answered * (now - batch.started_at), compute_ns)
 
     def _end(self, request: Pending, error: TensorferryError, now: float) -> None:
         """Give a request that holds admission its error, unless it has an outcome already."""
-        self._admission.byte_size -= request.byte_size
+        self._share.give(request.byte_size)
         self._give(request, error, now)
 
     def _end_waiting(self, request: Pending, error: TensorferryError) -> None:
         if request.state != WAITING:
             return  # the callback of one that was ended just before has cancelled it
+        self._expiry.forget(request)
         # The outcome first: the queue counts a request as dead once it is DONE.
         self._end(request, error, self._clock.now())
         self._queue.forget(request)
@@ -358,28 +418,16 @@ class Batcher:
 
     # -- expiry ---------------------------------------------------------------------------------
 
-    def _expire_at(self, deadline: float) -> None:
-        """Make sure the timer fires no later than ``deadline``.
-
-        One timer for the nearest deadline, re-armed by a pass over the queue when it fires: at a
-        steady load it fires about once per deadline's length, whatever the rate, which is
-        cheaper than a timer or a heap entry for each request.
-        """
-        if deadline >= self._expiry_at:
-            return
-        if self._expiry_handle is not None:
-            self._expiry_handle.cancel()
-        self._expiry_at = deadline
-        self._expiry_handle = self._clock.call_at(deadline, self._expire)
-
-    def _expire(self) -> None:
-        self._expiry_handle = None
-        self._expiry_at = NEVER
-        for request in self._queue.expired(self._clock.now()):
+    def _expired(self, request: Pending) -> None:
+        """A request that waits has reached its deadline, or its queue timeout."""
+        now = self._clock.now()
+        if not self._gate.delay(request, now):
             self._end_waiting(request, self._too_late(request))
-        nearest = self._queue.earliest_deadline()
-        if nearest != NEVER:
-            self._expire_at(nearest)
+            return
+        self._queue.delay(request)
+        if request.deadline != NEVER:
+            self._expiry.watch(request, self._queue.count)
+        self._flush_soon()
 
     def _too_late(self, request: Pending) -> DeadlineExceeded:
         waited_ms = (self._clock.now() - request.enqueued_at) * 1e3

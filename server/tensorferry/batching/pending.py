@@ -12,13 +12,13 @@ what a cancellation during the run needs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final, Protocol
 
 from tensorferry.errors import TensorferryError
 from tensorferry.model import Bound
 from tensorferry.tensors import Buffer, Tensor, rows_of
 
-__all__ = ["DONE", "NEVER", "RUNNING", "WAITING", "Pending"]
+__all__ = ["DONE", "NEVER", "RUNNING", "WAITING", "Intake", "Pending"]
 
 WAITING: Final = 0
 RUNNING: Final = 1
@@ -37,6 +37,13 @@ class Pending:
     the request's own wish for how long it may wait (0: none), ``priority`` its level (1 is the
     highest; 0: the model's default). ``on_done`` is called on the loop thread, exactly once, with
     this object; by then it has its outputs or its ``error``. It must not raise.
+
+    The batcher's own: ``level`` (an index, 0 is the highest priority; ``home``: before it
+    was delayed), ``entry`` (its place in the expiry heap), ``due`` (an instant that
+    orders the queue), ``limit`` (the instant by which the answer must be there: the nearest of
+    deadline and objective; NEVER if there is none), ``call_deadline`` (``deadline`` as the caller
+    set it: the queue's own timeout may be nearer), ``predicted_at`` (when the answer was expected
+    as the request was admitted; 0.0 if nobody asked).
     """
 
     __slots__ = (
@@ -44,12 +51,19 @@ class Pending:
         "batch_rows",
         "bound",
         "byte_size",
+        "call_deadline",
         "deadline",
+        "due",
         "enqueued_at",
+        "entry",
         "error",
         "first_row",
+        "home",
+        "level",
+        "limit",
         "on_done",
         "parts",
+        "predicted_at",
         "priority",
         "state",
         "timeout_s",
@@ -66,7 +80,10 @@ class Pending:
     ) -> None:
         self.bound = bound
         self.on_done = on_done
-        self.deadline = deadline
+        self.deadline = self.call_deadline = self.limit = deadline
+        self.level = self.home = 0
+        self.due = self.predicted_at = 0.0
+        self.entry: list[Any] | None = None
         self.timeout_s = timeout_s
         self.priority = priority
         self.parts = [tensor.data for tensor in bound.tensors] if parts is None else parts
@@ -113,3 +130,15 @@ class Pending:
     def __repr__(self) -> str:
         state = ("waiting", "running", "done")[self.state]
         return f"<Pending {self.rows} rows, {state}>"
+
+
+class Intake(Protocol):
+    """Takes requests: the batcher, or what stands before it. Both methods are as ``Batcher``'s."""
+
+    def submit(self, request: Pending) -> None:
+        """Take a request, or raise."""
+        ...
+
+    def cancel(self, request: Pending) -> None:
+        """Give a request up that was submitted here."""
+        ...

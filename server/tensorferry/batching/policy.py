@@ -1,23 +1,51 @@
-"""When does the ferry leave, and with whom? The decision, and nothing else.
+"""When does the ferry leave, with whom, and who is told at once that it won't be in time?
 
-A pure function of what waits, what is idle, the limits and the time: no asyncio, no clock, no
-side effect. The batcher calls it whenever something has changed and does what it says.
+Pure functions of what waits, what is idle, what runs are expected to take, the limits and the
+time: no asyncio, no clock, no side effect. The batcher calls them whenever something has changed
+and does what they say.
 
 The rule (work-conserving, as Triton's default and the theory of batch queues have it: Inoue,
-arXiv 1912.06322): when a stream is idle, leave with whoever is there. Two settings of the model's
-owner move the departure:
+arXiv 1912.06322): when a stream is idle, leave with whoever is there. What moves the departure
+or its size:
 
 * ``max_queue_delay_s``, when stated, holds an unfull batch until its oldest request has waited
-  that long, literally. A deadline that the hold would miss ends it early.
+  that long, literally. A limit that the hold would miss ends it early.
 * ``preferred_batch_sizes`` let a held batch leave early at one of these sizes, and cut a batch
   that leaves on time to the largest that fits.
+* Limits (deadlines, the model's latency objective): a batch is cut to the rows that are expected
+  to run in time for its most urgent request; ``cut`` says when that request isn't worth it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Final, Protocol
 
-__all__ = ["Decision", "Limits", "QueueView", "Rest", "Run", "Wait", "decide"]
+__all__ = [
+    "Cut",
+    "Decision",
+    "ExpectedTimes",
+    "Limits",
+    "QueueView",
+    "Rest",
+    "Run",
+    "Wait",
+    "cut",
+    "decide",
+]
+
+
+class ExpectedTimes(Protocol):
+    """How long runs are expected to take; ``RunTimes`` is one."""
+
+    def __call__(self, rows: int) -> float:
+        """Return the seconds of a run of ``rows``; 0.0 if that isn't known."""
+        ...
+
+    def most_rows(self, seconds: float, at_most: int) -> int:
+        """Return how many rows, up to ``at_most``, run within ``seconds``; 0 if none."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +58,7 @@ class Limits:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether whatever waits always leaves at once, with as many rows as fit.
+        """Whether whatever waits always leaves at once, with as many rows as fit and are in time.
 
         ``decide`` says the same then for every queue, so that asking it can be left out.
         """
@@ -44,14 +72,14 @@ class QueueView:
     ``rows`` and ``count`` are of the requests that would fit a batch of ``max_rows``, taken
     greedily in order; the first always counts, even where it alone is more. ``is_full`` says that
     the next one wouldn't fit any more, or that ``max_rows`` is reached. Times are instants in
-    seconds.
+    seconds; ``earliest_limit`` is when the first of these requests must have its answer.
     """
 
     count: int
     rows: int
     is_full: bool
     oldest_enqueued_at: float
-    earliest_deadline: float
+    earliest_limit: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +103,23 @@ class Rest:
 
 Decision = Run | Wait | Rest
 
+_NEVER: Final = float("inf")
+_WORTH_SKIPPING: Final = 1.1
+
 _REST = Rest()
 
 
-def decide(queue: QueueView, idle_streams: int, limits: Limits, now: float) -> Decision:
-    """Say what to do with the head of the queue. See the module's text for the rule."""
+def decide(
+    queue: QueueView,
+    idle_streams: int,
+    limits: Limits,
+    now: float,
+    expected_s: Callable[[int], float] | None = None,
+) -> Decision:
+    """Say what to do with the head of the queue. See the module's text for the rule.
+
+    ``expected_s`` gives the seconds of a run by its rows; None or 0.0 where it isn't known.
+    """
     if not queue.count or not idle_streams:
         return _REST
     if queue.is_full or not limits.max_queue_delay_s:
@@ -87,13 +127,53 @@ def decide(queue: QueueView, idle_streams: int, limits: Limits, now: float) -> D
     if queue.rows in limits.preferred_rows:
         return Run(queue.rows)
     leave_at = queue.oldest_enqueued_at + limits.max_queue_delay_s
-    # A hold is there to gain company; one that outlasts a deadline only loses a passenger.
-    # Half of what is left goes to the run, for want of knowing how long it takes.
-    if queue.earliest_deadline < leave_at:
-        leave_at = (queue.oldest_enqueued_at + queue.earliest_deadline) / 2
+    # A hold is there to gain company; one that outlasts a limit only loses a passenger.
+    run_s = expected_s(queue.rows) if expected_s else 0.0
+    if queue.earliest_limit < leave_at + run_s:
+        # Half of what is left goes to the run, for want of knowing how long it takes.
+        latest = (queue.oldest_enqueued_at + queue.earliest_limit) / 2
+        leave_at = min(leave_at, queue.earliest_limit - run_s if run_s else latest)
     if now >= leave_at:
         return Run(_preferred_cut(queue.rows, limits))
     return Wait(leave_at)
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """Which of those in line make up the next batch: ``rows`` rows after the first ``skipped`` requests."""
+
+    skipped: int
+    rows: int
+
+
+def cut(line: Sequence[tuple[float, int]], now: float, most: int, expected: ExpectedTimes) -> Cut:
+    """Choose the batch that answers most rows in time for each second that it takes the stream.
+
+    ``line`` holds (limit, rows) of those who wait for this batch, most urgent first, and isn't
+    empty; ``most`` is the largest batch. The limit of the first passenger bounds the batch's size,
+    so passing over one who is nearly late may let ten times as many leave on time.
+
+    What is tried: leaving at once with the first in line, and without the first 1, 2, 4, ...: the
+    best size lies within a factor of two of one that was tried. Passing over somebody must be
+    worth ``_WORTH_SKIPPING`` of the rate.
+    """
+    best, best_rate = Cut(0, most), 0.0
+    waiting = sum([rows for _, rows in line])
+    skipped = 0
+    while skipped < len(line):
+        limit, first_rows = line[skipped]
+        at_most = max(first_rows, min(most, waiting))
+        rows = at_most if limit == _NEVER else expected.most_rows(limit - now, at_most)
+        if rows >= first_rows:
+            rate = rows / expected(rows)
+            if rate > best_rate * _WORTH_SKIPPING:
+                best, best_rate = Cut(skipped, rows), rate
+            if rows == at_most:
+                break  # passing over more would only make it smaller
+        step = max(1, skipped)
+        waiting -= sum([rows for _, rows in line[skipped : skipped + step]])
+        skipped += step
+    return best
 
 
 def _preferred_cut(rows: int, limits: Limits) -> int:

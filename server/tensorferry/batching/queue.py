@@ -1,152 +1,252 @@
-"""The requests that wait for one model.
+"""What waits for one model: levels by priority, and in each a lane for every kind of batch.
 
-Invariants:
+Who leaves next: the highest level that has anybody; in it the lane whose head is due first. So
+that no level waits for ever behind busier ones, a request that has waited for ``STARVING_S``
+below others gets every ninth batch (``_TURNS`` above it, then one for it).
 
-1. Only the batcher touches it, on the loop thread.
-2. ``count`` and ``byte_size`` are of the requests in state WAITING. A request that was cancelled or
-   has expired stays in its lane as a dead entry until it reaches the front or a sweep removes it.
-3. A lane holds requests of one key, in order of arrival; a lane with no entry doesn't exist.
-4. Dead entries never outnumber the living by more than ``_SWEEP_SLACK``.
+The last level is for requests whose queue timeout came and that their model's policy delays
+instead of refusing: they run when nothing else waits, or by the same ninth turn.
+
+Rules for this file: no decision about time; the policy and the batcher make those.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
-from typing import Final
+from itertools import islice
+from typing import Final, NamedTuple
 
-from tensorferry.batching.pending import DONE, NEVER, Pending
+from tensorferry.batching.lane import Lane
+from tensorferry.batching.padding import fill_order
+from tensorferry.batching.pending import NEVER, Pending
 from tensorferry.batching.policy import QueueView
+from tensorferry.model import Key
 
-__all__ = ["Key", "WaitingQueue"]
+__all__ = ["STARVING_S", "Place", "WaitingQueue"]
+
+#: A request below busier levels that has waited this long gets a turn.
+STARVING_S: Final = 1.0
+_TURNS: Final = 8
 
 #: Sweeping costs a pass over the queue; this many dead entries are cheaper to keep.
 _SWEEP_SLACK: Final = 256
 
-#: What requests must have in common to share a batch; see ``tensorferry.model.Bound``.
-Key = tuple[tuple[str, tuple[int, ...]], ...]
+
+class Place(NamedTuple):
+    """A lane's address, and the request at its head."""
+
+    level: int
+    key: Key
+    head: Pending
 
 
 class WaitingQueue:
-    """Requests in lanes by what they may share a batch with."""
+    """Waiting requests of ``levels`` priority levels; level 0 is the highest."""
 
-    __slots__ = ("_dead", "_lanes", "byte_size", "count")
+    __slots__ = ("_dead", "_lanes", "_passed", "byte_size", "count", "counts", "own_counts", "rows")
 
-    def __init__(self) -> None:
-        self._lanes: dict[Key, deque[Pending]] = {}
+    def __init__(self, levels: int = 1) -> None:
+        self._lanes: list[dict[Key, Lane]] = [{} for _ in range(levels + 1)]
         self._dead = 0
+        self._passed = 0
         self.count = 0
         self.byte_size = 0
+        #: By level: requests, and their rows. The last level holds the delayed ones.
+        self.counts = [0] * (levels + 1)
+        #: By the level at which they came, the delayed ones too.
+        self.own_counts = [0] * (levels + 1)
+        self.rows = [0] * (levels + 1)
 
     def push(self, request: Pending) -> None:
-        """Append a waiting request."""
-        key = request.bound.key
-        lane = self._lanes.get(key)
-        if lane is None:
-            lane = self._lanes[key] = deque()
-        lane.append(request)
-        self.count += 1
-        self.byte_size += request.byte_size
+        """Add a waiting request to its level."""
+        request.home = request.level
+        self._enter(request)
 
     def forget(self, request: Pending) -> None:
         """Account for a waiting request that just got its outcome without running."""
-        self.count -= 1
-        self.byte_size -= request.byte_size
+        self._left(request)
         self._dead += 1
         if self._dead > self.count + _SWEEP_SLACK:
             self._sweep()
 
-    def oldest_key(self) -> Key | None:
-        """Return the key of the lane with the oldest request; None if nothing waits."""
-        if self._dead:
-            for key in list(self._lanes):
-                self._drop_dead_heads(key)
-        if len(self._lanes) <= 1:
-            return next(iter(self._lanes), None)
-        return min(self._lanes, key=self._head_enqueued_at)
+    def delay(self, request: Pending) -> None:
+        """Move a waiting request behind all others, in the order of its (new) ``due``."""
+        self._lanes[request.level][request.bound.key].remove(request)
+        self._left(request)
+        request.level = len(self._lanes) - 1
+        self._enter(request)
 
-    def keys_by_age(self) -> Iterator[Key]:
-        """Yield the key of each lane, the lane with the oldest request first. Take from none meanwhile."""
-        oldest = self.oldest_key()
-        if oldest is None:
-            return
-        yield oldest
-        # Mostly the first may leave, and the order of the others doesn't matter.
-        yield from sorted((key for key in self._lanes if key != oldest), key=self._head_enqueued_at)
+    @property
+    def delayed_level(self) -> int:
+        """The index of the level of the delayed."""
+        return len(self._lanes) - 1
 
-    def view(self, key: Key, max_rows: int) -> QueueView:
-        """Describe a lane's next batch of at most ``max_rows`` rows. ``key`` is one of ``keys_by_age``."""
-        lane = self._lanes[key]
+    def first(self, now: float) -> Place | None:
+        """Return whose turn it is; None if nothing waits."""
+        if not self.count:
+            return None
+        for level, count in enumerate(self.counts):
+            if count:
+                return self.turn(now) or self._most_urgent(level)
+        raise AssertionError("the levels' counts don't add up")
+
+    def turn(self, now: float) -> Place | None:
+        """Return the starving lane whose turn it is, before all others; None if there is none."""
+        if self._passed < _TURNS:
+            return None
+        highest = next((level for level, count in enumerate(self.counts) if count), 0)
+        return self._starving(highest, now)
+
+    def places(self) -> Iterator[Place]:
+        """Yield every lane that has anybody, in the order of their turns. Take from none meanwhile."""
+        for level, count in enumerate(self.counts):
+            if count:
+                yield from sorted(self._heads(level), key=_urgency)
+
+    def view(self, place: Place, max_rows: int) -> QueueView:
+        """Describe the next batch of a lane, of at most ``max_rows`` rows."""
         count = rows = 0
-        earliest = NEVER
-        for request in lane:
-            if request.state == DONE:
-                continue
+        oldest = limit = NEVER
+        for request in self._joining(place):
             total = rows + request.bound.rows
             if count and total > max_rows:
-                return QueueView(count, rows, True, lane[0].enqueued_at, earliest)
+                return QueueView(count, rows, True, oldest, limit)
             rows = total
             count += 1
-            if request.deadline < earliest:
-                earliest = request.deadline
-            if rows == max_rows:
+            oldest = min(oldest, request.enqueued_at)
+            limit = min(limit, request.limit)
+            if rows >= max_rows:
                 break
-        return QueueView(count, rows, rows >= max_rows, lane[0].enqueued_at, earliest)
+        return QueueView(count, rows, rows >= max_rows, oldest, limit)
 
-    def take(self, key: Key, max_rows: int) -> list[Pending]:
-        """Remove and return a lane's next batch: in order, up to ``max_rows`` rows, at least one request."""
-        lane = self._lanes[key]
-        taken: list[Pending] = []
-        rows = 0
-        while lane:
-            request = lane[0]
-            if request.state == DONE:
-                lane.popleft()
-                self._dead -= 1
-                continue
-            rows += request.bound.rows
-            if taken and rows > max_rows:
-                break
-            taken.append(lane.popleft())
-            self.byte_size -= request.byte_size
-        self.count -= len(taken)
-        if not lane:
-            del self._lanes[key]
+    def take(self, place: Place, max_rows: int, shared_rows: int | None = None) -> list[Pending]:
+        """Remove and return a lane's next batch: up to ``max_rows`` rows, at least one request.
+
+        Room that is left, up to ``shared_rows`` in all, goes to the same lane of the levels below,
+        or above a starving one, and then to lanes whose requests may be padded to this one's
+        length.
+        """
+        level = place.level
+        is_turn = self._passed >= _TURNS and any(self.counts[:level])
+        lane = self._lanes[level].get(place.key)
+        if lane is None:
+            return []  # since the place was chosen, the last of them have been ended and swept
+        taken = lane.take(max(1, max_rows // 2) if is_turn else max_rows)
+        if self.count > len(taken):
+            rows = sum([request.bound.rows for request in taken])
+            self._fill(taken, place, rows, max_rows if shared_rows is None else shared_rows)
+        for request in taken:
+            self._left(request)
+        if not self.count or is_turn:
+            self._passed = 0
+        elif any(self.counts[level + 1 :]):
+            self._passed += 1
         return taken
 
-    def expired(self, now: float) -> list[Pending]:
-        """Return the waiting requests whose deadline has come. They stay; fail and ``forget`` each."""
-        return [request for request in self.waiting() if request.deadline <= now]
+    def rows_before(self, level: int, due: float = NEVER) -> int:
+        """Return the rows that leave before a new request of this level that is due then."""
+        lanes = self._lanes[level].values()
+        if all(lane.is_last(due) for lane in lanes):
+            return self.rows[0] if level == 0 else sum(self.rows[: level + 1])
+        return sum(self.rows[:level]) + sum(lane.rows_before(due) for lane in lanes)
 
-    def earliest_deadline(self) -> float:
-        """Return the nearest deadline of all that wait; NEVER if there is none. Costs a pass."""
-        return min((request.deadline for request in self.waiting()), default=NEVER)
+    def line(self, place: Place, max_rows: int) -> list[Pending]:
+        """Return those of a lane's own level who come first, up to ``max_rows`` of them."""
+        return list(islice(self._lanes[place.level][place.key], max_rows))
 
     def waiting(self) -> list[Pending]:
-        """Return everything that waits, lane by lane."""
-        return [request for lane in self._lanes.values() for request in lane if request.state != DONE]
+        """Return everything that waits, level by level, lane by lane."""
+        return [request for lanes in self._lanes for lane in lanes.values() for request in lane]
 
-    def _head_enqueued_at(self, key: Key) -> float:
-        return self._lanes[key][0].enqueued_at
+    def _enter(self, request: Pending) -> None:
+        level, bound = request.level, request.bound
+        lane = self._lanes[level].get(bound.key)
+        if lane is None:
+            lane = self._lanes[level][bound.key] = Lane()
+        lane.push(request)
+        self.count += 1
+        self.counts[level] += 1
+        self.own_counts[request.home] += 1
+        self.rows[level] += bound.rows
+        self.byte_size += request.byte_size
 
-    def _drop_dead_heads(self, key: Key) -> None:
-        lane = self._lanes[key]
-        while lane and lane[0].state == DONE:
-            lane.popleft()
-            self._dead -= 1
-        if not lane:
-            del self._lanes[key]
+    def _left(self, request: Pending) -> None:
+        self.count -= 1
+        self.counts[request.level] -= 1
+        self.own_counts[request.home] -= 1
+        self.rows[request.level] -= request.bound.rows
+        self.byte_size -= request.byte_size
+
+    def _most_urgent(self, level: int) -> Place:
+        lanes = self._lanes[level]
+        if len(lanes) == 1:
+            for key, lane in lanes.items():
+                head = lane.head()
+                assert head is not None, "a level with requests has a head"
+                return Place(level, key, head)
+        return min(self._heads(level), key=_urgency)
+
+    def _heads(self, level: int) -> list[Place]:
+        lanes = self._lanes[level]
+        places: list[Place] = []
+        for key, lane in list(lanes.items()):
+            head = lane.head()
+            if head is None:
+                del lanes[key]
+            else:
+                places.append(Place(level, key, head))
+        return places
+
+    def _starving(self, above: int, now: float) -> Place | None:
+        """Return the head that has waited longest below a level, if that is too long."""
+        longest: Place | None = None
+        for level in range(above + 1, len(self._lanes)):
+            for place in self._heads(level) if self.counts[level] else ():
+                waited = now - place.head.enqueued_at
+                if waited >= STARVING_S and (
+                    longest is None or place.head.enqueued_at < longest.head.enqueued_at
+                ):
+                    longest = place
+        return longest
+
+    def _joining(self, place: Place) -> Iterator[Pending]:
+        """Yield those who would make up a lane's batch, in order."""
+        yield from self._lanes[place.level][place.key]
+        for lane in self._companions(place):
+            yield from lane
+
+    def _fill(self, taken: list[Pending], place: Place, rows: int, max_rows: int) -> None:
+        for lane in self._companions(place):
+            while rows < max_rows and (head := lane.head()) and rows + head.bound.rows <= max_rows:
+                more = lane.take(max_rows - rows)
+                rows += sum([request.bound.rows for request in more])
+                taken += more
+
+    def _companions(self, place: Place) -> Iterator[Lane]:
+        """Yield the other lanes that may join a lane's batch: its own kind first, then least waste."""
+        for level, lanes in enumerate(self._lanes):
+            if self.counts[level] and level != place.level and (lane := lanes.get(place.key)):
+                yield lane
+        for level, lanes in enumerate(self._lanes):
+            if self.counts[level] and len(lanes) > 1:
+                for key in fill_order(place.key, lanes):
+                    yield lanes[key]
 
     def _sweep(self) -> None:
-        self._lanes = {
-            key: living
-            for key, lane in self._lanes.items()
-            if (living := deque(request for request in lane if request.state != DONE))
-        }
+        for lanes in self._lanes:
+            for key, lane in list(lanes.items()):
+                lane.sweep()
+                if lane.head() is None:
+                    del lanes[key]
         self._dead = 0
 
     def __len__(self) -> int:
         return self.count
 
     def __repr__(self) -> str:
-        return f"<WaitingQueue {self.count} waiting in {len(self._lanes)} lanes>"
+        lanes = sum(len(each) for each in self._lanes)
+        return f"<WaitingQueue {self.count} waiting in {lanes} lanes>"
+
+
+def _urgency(place: Place) -> float:
+    return place.head.due

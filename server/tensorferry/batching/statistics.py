@@ -12,10 +12,20 @@ from dataclasses import dataclass, field
 
 from tensorferry.errors import Cancelled, DeadlineExceeded, ModelFailed, Overloaded, TensorferryError
 
-__all__ = ["FAILURE_REASONS", "BatchSizeStatistics", "BatcherStatistics", "Counters", "failure_reason"]
+__all__ = [
+    "FAILURE_REASONS",
+    "REFUSAL_REASONS",
+    "BatchSizeStatistics",
+    "BatcherStatistics",
+    "Counters",
+    "failure_reason",
+]
 
 #: Triton's names for why a request failed; EXPIRED is ours, for a deadline that came in the queue.
 FAILURE_REASONS = ("REJECTED", "EXPIRED", "CANCELED", "BACKEND", "OTHER")
+
+#: Why requests are refused without running: two bounds, and two kinds of lateness.
+REFUSAL_REASONS = ("max_queue_size", "max_inflight_bytes", "latency_objective", "deadline")
 
 
 def failure_reason(error: TensorferryError) -> str:
@@ -52,6 +62,7 @@ class BatcherStatistics:
     failure_count: int
     failure_ns: int
     failures: dict[str, int]
+    refusals: dict[str, int]
     queue_ns: int
     compute_input_ns: int
     compute_infer_ns: int
@@ -71,6 +82,7 @@ class Counters:
     failure_count: int = 0
     failure_ns: int = 0
     failures: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FAILURE_REASONS, 0))
+    refusals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REFUSAL_REASONS, 0))
     queue_ns: int = 0
     compute_input_ns: int = 0
     compute_infer_ns: int = 0
@@ -85,6 +97,10 @@ class Counters:
         self.failure_count += 1
         self.failure_ns += int(age_s * 1e9)
         self.failures[reason] += 1
+
+    def refused(self, reason: str) -> None:
+        """Count why a request was refused, beside counting it as failed."""
+        self.refusals[reason] += 1
 
     def ran(self, rows: int, input_ns: int, infer_ns: int, output_ns: int) -> None:
         """Count a batch that ran well."""
@@ -120,6 +136,7 @@ class Counters:
             failure_count=self.failure_count,
             failure_ns=self.failure_ns,
             failures=dict(self.failures),
+            refusals=dict(self.refusals),
             queue_ns=self.queue_ns,
             compute_input_ns=self.compute_input_ns,
             compute_infer_ns=self.compute_infer_ns,

@@ -15,6 +15,7 @@ from tensorferry.batching.batcher import Admission
 from tensorferry.batching.pending import NEVER, Pending
 from tensorferry.clock import LoopClock
 from tensorferry.engine.live import LiveModel, ModelState
+from tensorferry.engine.response_cache import DEFAULT_RESPONSE_CACHE_BYTES, CacheSize, ResponseCache
 from tensorferry.errors import Draining, InvalidRequest, ModelNotReady, NotFound
 from tensorferry.model import Bound
 from tensorferry.repository import RepositoryModel
@@ -30,15 +31,23 @@ class Engine:
 
     ``max_queue_size`` bounds the requests that wait for a model whose configuration states no
     bound of its own; ``max_inflight_bytes`` the tensor bytes of all requests together. The models
-    share ``cores``; 0 means all that this process may run on.
+    share ``cores``; 0 means all that this process may run on. ``response_cache_bytes`` bounds the answers
+    that are kept for the models that want it; 0 keeps none.
     """
 
-    def __init__(self, max_queue_size: int, max_inflight_bytes: int, cores: int = 0) -> None:
+    def __init__(
+        self,
+        max_queue_size: int,
+        max_inflight_bytes: int,
+        cores: int = 0,
+        response_cache_bytes: int = DEFAULT_RESPONSE_CACHE_BYTES,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._clock = LoopClock()
         self._max_queue_size = max_queue_size
         self._cores = cores
         self._admission = Admission(max_inflight_bytes)
+        self._cache = ResponseCache(response_cache_bytes)
         self._entries: dict[str, RepositoryModel] = {}
         self._versions: dict[str, dict[int, LiveModel]] = {}
         # (name, version as written in the request) -> ready version: one look-up per request.
@@ -61,7 +70,7 @@ class Engine:
         await asyncio.gather(*(self._load(live) for live in loading))
 
     async def _load(self, live: LiveModel) -> None:
-        await live.load(self._clock, self._admission, self._max_queue_size, self._cores)
+        await live.load(self._clock, self._admission, self._max_queue_size, self._cores, self._cache)
         self._update_routes()
 
     def start_draining(self) -> None:
@@ -208,6 +217,11 @@ class Engine:
     def in_flight_bytes(self) -> int:
         """Tensor bytes of the requests in flight."""
         return self._admission.byte_size
+
+    @property
+    def cache_size(self) -> CacheSize:
+        """How full the response cache is."""
+        return self._cache.size()
 
     def _all(self) -> list[LiveModel]:
         return [live for versions in self._versions.values() for live in versions.values()]

@@ -9,15 +9,17 @@ States only move forward, and each is set before anybody is told of it::
 from __future__ import annotations
 
 from enum import Enum
-from typing import Protocol
 
 import structlog
 
 from tensorferry.batching.batcher import Admission, Batcher
-from tensorferry.batching.pending import Pending
+from tensorferry.batching.pending import Intake, Pending
+from tensorferry.batching.splitting import Splitter
 from tensorferry.batching.statistics import BatcherStatistics, Counters
 from tensorferry.clock import Clock
-from tensorferry.errors import ConfigurationError, ModelNotReady
+from tensorferry.engine.cached_intake import CachedIntake
+from tensorferry.engine.response_cache import CacheStatistics, ResponseCache
+from tensorferry.errors import ConfigurationError, ModelLoadError, ModelNotReady
 from tensorferry.execution.pool import Pool, open_pool
 from tensorferry.model import ModelSpec
 
@@ -35,18 +37,6 @@ class ModelState(Enum):
     UNAVAILABLE = "UNAVAILABLE"
 
 
-class Intake(Protocol):
-    """Takes requests: the batcher, or what stands before it. Both methods are as ``Batcher``'s."""
-
-    def submit(self, request: Pending) -> None:
-        """Take a request, or raise."""
-        ...
-
-    def cancel(self, request: Pending) -> None:
-        """Give a request up that was submitted here."""
-        ...
-
-
 class LiveModel:
     """A version, its streams and its batcher. Owned by the engine, used on the loop thread."""
 
@@ -59,6 +49,7 @@ class LiveModel:
         self._pool: Pool | None = None
         self._batcher: Batcher | None = None
         self._intake: Intake | None = None
+        self._cached: CachedIntake | None = None
 
     def check_ready(self) -> Intake:
         """Return where requests go in.
@@ -70,10 +61,18 @@ class LiveModel:
             return self.intake
         raise ModelNotReady(self._not_ready())
 
-    async def load(self, clock: Clock, admission: Admission, max_queue_size: int, cores: int = 0) -> None:
+    async def load(
+        self,
+        clock: Clock,
+        admission: Admission,
+        max_queue_size: int,
+        cores: int = 0,
+        cache: ResponseCache | None = None,
+    ) -> None:
         """Load and warm up off the loop. Never raises: a failure is a state with a reason."""
         try:
             pool = await open_pool(self.spec, cores)
+            await _check_objective(pool)
         except ConfigurationError as error:
             self.reason = str(error)
             self.state = ModelState.UNAVAILABLE
@@ -83,11 +82,12 @@ class LiveModel:
             return
         self.spec = pool.spec
         self._pool = pool
-        self._batcher = Batcher(
-            pool.spec, pool, clock, admission, max_queue_size
-        )
+        self._batcher = Batcher(pool.spec, pool, clock, admission, max_queue_size, pool.report.run_s)
         self.state = ModelState.READY
-        self.intake = self._intake = self._batcher
+        intake = _intake(pool.spec, self._batcher)
+        if cache is not None and _is_cached(pool.spec, cache):
+            intake = self._cached = CachedIntake(pool.spec, cache, intake, clock, admission)
+        self.intake = self._intake = intake
         self._log_ready(pool)
 
     async def unload(self) -> None:
@@ -96,8 +96,12 @@ class LiveModel:
             return
         self.state = ModelState.UNLOADING
         self.intake = None
-        self._batcher.fail_waiting(ModelNotReady(self._not_ready()))
+        refusal = ModelNotReady(self._not_ready())
+        if self._cached is not None:
+            self._cached.close(refusal)
+        self._batcher.fail_waiting(refusal)
         await self._batcher.wait_idle()
+        self._batcher.close()
         await self._pool.close()
         self.state = ModelState.UNAVAILABLE
         self.reason = "unloaded"
@@ -115,11 +119,20 @@ class LiveModel:
     @property
     def in_flight(self) -> int:
         """Requests that wait or run."""
-        return self._batcher.in_flight if self._batcher else 0
+        running = self._batcher.in_flight if self._batcher else 0
+        # What the batcher has was submitted by the cached intake, which may have more waiting for it.
+        return max(running, self._cached.in_flight) if self._cached else running
 
     def statistics(self) -> BatcherStatistics:
         """Return a snapshot of the version's counts; all zero before it is ready."""
-        return self._batcher.statistics() if self._batcher else Counters().snapshot(0, 0)
+        if self._batcher is None:
+            return Counters().snapshot(0, 0)
+        counts = self._batcher.statistics()
+        return counts if self._cached is None else self._cached.statistics(counts)
+
+    def cache_statistics(self) -> CacheStatistics:
+        """Return a snapshot of what the response cache did for the version; zero without one."""
+        return CacheStatistics() if self._cached is None else self._cached.cache_statistics()
 
     def _not_ready(self) -> str:
         what = f"model {self.spec.name!r} version {self.spec.version} is {self.state.value}"
@@ -142,3 +155,42 @@ class LiveModel:
                 version=self.spec.version,
                 reason=pool.report.skipped,
             )
+
+
+def _intake(spec: ModelSpec, batcher: Batcher) -> Intake:
+    """Put before the batcher what the specification asks for; the outermost is returned."""
+    intake: Intake = batcher
+    if spec.batching.split_oversized and spec.has_batch_dimension:
+        intake = Splitter(intake, spec)
+    return intake
+
+
+async def _check_objective(pool: Pool) -> None:
+    """Refuse a latency objective that not even one row alone can meet; the pool is closed then.
+
+    Raises:
+        ModelLoadError: gives the objective and the measured time.
+    """
+    objective_ms = pool.spec.batching.latency_objective_ms
+    quickest_ms = min(pool.report.run_s.values(), default=0.0) * 1e3
+    if objective_ms and quickest_ms >= objective_ms:
+        await pool.close()
+        raise ModelLoadError(
+            f"model {pool.spec.name!r} version {pool.spec.version}: latency_objective_ms is"
+            f" {objective_ms:g}, and the quickest run at warm-up took {quickest_ms:.3g} ms; state an"
+            " objective above the model's own run time, better twice that, or make the model faster"
+        )
+
+
+def _is_cached(spec: ModelSpec, cache: ResponseCache) -> bool:
+    """Whether answers are kept: the model asks for it, and the server has a cache."""
+    if not spec.response_cache:
+        return False
+    refusal = ""
+    if not cache.is_enabled:
+        refusal = "the server's response_cache_bytes is 0"
+    elif spec.batching.preserve_ordering:
+        refusal = "preserve_ordering is on, and an answer from the cache would overtake others"
+    if refusal:
+        _log.warning("responses not cached", model=spec.name, version=spec.version, reason=refusal)
+    return not refusal

@@ -1,7 +1,8 @@
 """The streams of one model version: the ``Executor`` that its batcher hands batches to.
 
 ``open_pool`` loads a copy of the model in each stream, at the same time, and measures at warm-up
-whether the model is so fast that a thread would only add latency; if so, it runs inline.
+whether the model is so fast that a thread would only add latency; if so, it runs inline. While it
+serves, a model on one CPU stream is measured on, and moves as its run time drifts.
 """
 
 from __future__ import annotations
@@ -9,35 +10,38 @@ from __future__ import annotations
 import asyncio
 import os
 from functools import partial
-from typing import Final
-
-import structlog
 
 from tensorferry.batching.batch import Batch
 from tensorferry.batching.batcher import BatchOutcome
-from tensorferry.errors import ConfigurationError
+from tensorferry.errors import ModelLoadError
 from tensorferry.execution.backends import opener
-from tensorferry.execution.stream import Done, InlineStream, Stream, ThreadStream
-from tensorferry.execution.warmup import WarmupReport, warm_up
-from tensorferry.model import ModelSpec
+from tensorferry.execution.drift import INLINE_BELOW_S, MAX_INLINE_S, DriftWatch
+from tensorferry.execution.placement import Placement
+from tensorferry.execution.stream import Conduct, Done, InlineStream, Stream, ThreadStream
+from tensorferry.execution.warmup import WarmupReport
+from tensorferry.model import Model, ModelSpec
 
-__all__ = ["INLINE_BELOW_S", "Pool", "open_pool"]
-
-_log = structlog.get_logger("tensorferry.execution")
-
-#: A batch that runs for less than this runs on the loop thread: two GIL hand-overs between busy
-#: threads cost 0.1-0.2 ms, and a worker thread gave 0.8 of the inline throughput on one core.
-INLINE_BELOW_S: Final = 150e-6
+__all__ = ["Pool", "open_pool"]
 
 
 class Pool:
-    """Idle and busy streams of one model version. Used on the loop thread only."""
+    """Idle and busy streams of one model version. Used on the loop thread only.
 
-    def __init__(self, streams: list[Stream], spec: ModelSpec, report: WarmupReport) -> None:
+    With a ``placement`` the pool has its one stream, which becomes another when the model moves.
+    """
+
+    def __init__(
+        self,
+        streams: list[Stream],
+        spec: ModelSpec,
+        report: WarmupReport,
+        placement: Placement | None = None,
+    ) -> None:
         self.spec = spec
         self.report = report
         self._streams = streams
         self._idle = list(streams)
+        self._placement = placement
 
     @property
     def idle(self) -> int:
@@ -52,9 +56,11 @@ class Pool:
     def start(self, batch: Batch, done: Done) -> None:
         """Run a batch on the stream that became idle last: its caches are the warmest."""
         stream = self._idle.pop()
+        number = self._streams.index(stream)
 
         def finished(outcome: BatchOutcome) -> None:
-            self._idle.append(stream)
+            outcome.stream = number  # run times are learned by stream: devices differ
+            self._idle.append(stream if self._placement is None else self._place(outcome))
             done(outcome)
 
         stream.start(batch, finished)
@@ -66,6 +72,15 @@ class Pool:
             stream.close()
         for stream in self._streams:
             await stream.wait_closed()
+        if self._placement is not None:
+            await self._placement.wait_left()
+
+    def _place(self, outcome: BatchOutcome) -> Stream:
+        assert self._placement is not None
+        stream = self._placement.after(outcome.result)
+        if stream is not self._streams[0]:
+            self._streams = [stream]
+        return stream
 
     def __repr__(self) -> str:
         return f"<Pool {len(self._streams)} streams, {len(self._idle)} idle>"
@@ -76,19 +91,44 @@ async def open_pool(spec: ModelSpec, cores: int = 0, inline_below_s: float = INL
 
     The streams share ``cores``; 0 means all that this process may run on.
 
-    A model on one CPU stream whose slowest batch ran for less than ``inline_below_s`` runs inline.
+    A model on one CPU stream whose slowest batch ran for less than ``inline_below_s`` begins
+    inline, unless ``spec.execution`` says where it runs.
 
     Raises:
-        ModelLoadError: a copy didn't load or failed in warm-up; none is left behind.
+        ModelLoadError: a copy didn't load or failed in warm-up, or the model is to run inline and
+            can't; none is left behind.
     """
     load = opener(spec)
     loop = asyncio.get_running_loop()
     threads = spec.intra_op_threads or _threads_per_stream(cores, len(spec.devices))
+    if spec.execution == "inline":
+        _check_one_cpu(spec)
+        threads = spec.intra_op_threads or 1  # measure it as it will run
 
     streams = [
-        ThreadStream(f"{spec.name}/{spec.version}#{number}", partial(load, spec, device), threads, loop)
+        ThreadStream(
+            f"{spec.name}/{spec.version}#{number}",
+            partial(load, spec, device),
+            threads,
+            loop,
+            conduct=Conduct(gives_way=device == "cpu"),  # a GPU's run is long without keeping a core
+        )
         for number, device in enumerate(spec.devices)
     ]
+    model, report = await _opened(streams)
+    if spec.devices != ("cpu",) or spec.execution == "thread":
+        # Several streams are the owner's wish for several threads; a GPU's run is never so short.
+        return Pool(list(streams), model.spec, report)
+    if spec.execution == "inline":
+        await _check_bound(spec, streams[0], report)
+    watch = _watch(spec, report, inline_below_s)
+    placement = Placement(model, streams[0], report, watch, threads)
+    await placement.wait_left()
+    return Pool([placement.stream], model.spec, report, placement)
+
+
+async def _opened(streams: list[ThreadStream]) -> tuple[Model, WarmupReport]:
+    """Wait until all are open; return the first one's model and report. On a failure, close all."""
     try:
         results = await asyncio.gather(*(stream.opened for stream in streams), return_exceptions=True)
     except asyncio.CancelledError:
@@ -101,29 +141,47 @@ async def open_pool(spec: ModelSpec, cores: int = 0, inline_below_s: float = INL
             if not isinstance(result, BaseException):
                 stream.close()
         raise failures[0]
-    model, report = next(result for result in results if not isinstance(result, BaseException))
-    if _runs_inline(spec, report, inline_below_s):
-        return await _inline(streams[0], spec.intra_op_threads or 1)
-    return Pool(list(streams), model.spec, report)
+    return next(result for result in results if not isinstance(result, BaseException))
 
 
-def _runs_inline(spec: ModelSpec, report: WarmupReport, below_s: float) -> bool:
-    # Several streams are the owner's wish for several threads; a GPU's run is never so short.
-    slowest = report.slowest_s
-    return spec.devices == ("cpu",) and slowest is not None and slowest < below_s
+def _watch(spec: ModelSpec, report: WarmupReport, inline_below_s: float) -> DriftWatch:
+    slowest_s = report.slowest_s
+    is_forced = spec.execution == "inline"
+    return DriftWatch(
+        is_inline=is_forced or (slowest_s is not None and slowest_s < inline_below_s),
+        may_return=slowest_s is not None and slowest_s <= MAX_INLINE_S,
+        stays=is_forced,
+    )
 
 
-async def _inline(stream: ThreadStream, intra_op_threads: int) -> Pool:
-    model = await stream.surrender()
-    # Some of what warm-up builds is the thread's own; at this model's pace, doing it again here
-    # takes a few milliseconds.
-    model.attach(intra_op_threads)
-    try:
-        report = warm_up(model)
-    except ConfigurationError:
-        model.close()
-        raise
-    return Pool([InlineStream(model)], model.spec, report)
+def _check_one_cpu(spec: ModelSpec) -> None:
+    if spec.devices != ("cpu",):
+        raise ModelLoadError(
+            f"model {spec.name!r} version {spec.version}: its execution is inline, which is on the loop"
+            f" thread of the one process, and its instances are on {list(spec.devices)}; give it an"
+            " instance_group of one CPU instance, or set its execution to auto or thread"
+        )
+
+
+async def _check_bound(spec: ModelSpec, stream: ThreadStream, report: WarmupReport) -> None:
+    """Raise ModelLoadError, with the stream closed, unless every batch is known to be short enough."""
+    slowest_s = report.slowest_s
+    if slowest_s is not None and slowest_s <= MAX_INLINE_S:
+        return
+    stream.close()
+    await stream.wait_closed()
+    refusal = f"model {spec.name!r} version {spec.version}: its execution is inline, and "
+    if slowest_s is None:
+        raise ModelLoadError(
+            f"{refusal}how long it would hold up every other call could not be measured: {report.skipped};"
+            " or set its execution to auto or thread"
+        )
+    rows = max(report.run_s, key=report.run_s.__getitem__)
+    raise ModelLoadError(
+        f"{refusal}its batches of {rows} rows ran for {slowest_s * 1e3:.3g} ms at best, for which every other"
+        f" call would be held up; at most {MAX_INLINE_S * 1e3:g} ms is allowed: set its execution to auto or"
+        " thread, or lower its max_batch_size"
+    )
 
 
 def _threads_per_stream(cores: int, streams: int) -> int:

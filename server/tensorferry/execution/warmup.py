@@ -2,7 +2,8 @@
 
 The first runs of a TorchScript model compile: at a new batch size up to 70 ms where a warm run
 takes 0.02 ms (measured on a 30-64-1 MLP). So each size is run until a run takes no more than
-half as long again as the best so far, and not less than ``_LEAST_RUNS`` times. A quick model,
+half as long again as the best so far, and not less than ``_LEAST_RUNS`` times. A model whose
+requests are padded is run so at each of its buckets. A quick model,
 whose time decides where it runs, is run more often: other models load at the same time, and each
 hand-over of the GIL in a run makes it look slow.
 """
@@ -11,11 +12,12 @@ from __future__ import annotations
 
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
-from tensorferry.errors import ModelLoadError, TensorferryError
-from tensorferry.model import BatchInput, Model, ModelSpec, TensorSpec, batch_buckets
+from tensorferry.batching.padding import check_padding
+from tensorferry.errors import ConfigurationError, ModelLoadError, TensorferryError
+from tensorferry.model import BatchInput, Model, ModelSpec, TensorSpec, WarmupSpec, batch_buckets
 
 __all__ = ["WarmupReport", "warm_up"]
 
@@ -23,7 +25,8 @@ _LEAST_RUNS: Final = 4
 _MOST_RUNS: Final = 40
 _QUICK_S: Final = 1e-3
 _LEAST_QUICK_RUNS: Final = 20
-#: Stop warming one size after this long, settled or not: a large model's run is its own warm-up.
+#: Stop warming one size, at all its buckets, after this long, settled or not: a large model's run
+#: is its own warm-up.
 _BUDGET_S: Final = 2.0
 _SETTLED: Final = 1.5
 
@@ -32,7 +35,8 @@ _SETTLED: Final = 1.5
 class WarmupReport:
     """What was run. ``run_s`` maps a batch size (rows) to the time of its best run, in seconds.
 
-    The best, because a neighbour on the machine only ever adds to a run.
+    The best, because a neighbour on the machine only ever adds to a run. Where requests are padded,
+    the best of the bucket that takes longest.
 
     ``skipped`` says why nothing was run, and is empty otherwise.
     """
@@ -53,21 +57,78 @@ def warm_up(model: Model) -> WarmupReport:
         ModelLoadError: the model fails on an input that its configuration allows.
     """
     spec = model.spec
+    _check_pad_value(spec)
     run_s: dict[int, float] = {}
     for warmup in spec.warmups:
-        inputs = [_input(tensor, warmup.batch_size, spec, is_random) for tensor, is_random in warmup.inputs]
+        inputs = _configured(warmup, spec)
         for _ in range(warmup.count):
             run_s[warmup.batch_size] = _timed(model, inputs, f"its warm-up {warmup.name!r}")
-    if not spec.is_fixed:
+    buckets = _buckets(spec)
+    if not buckets:
         reason = "" if run_s else "its inputs' shapes vary; give it a model_warmup in its configuration"
         return WarmupReport(run_s, reason)
     for rows in batch_buckets(spec.max_batch_size, spec.batching.preferred_batch_sizes):
-        inputs = [_input(tensor, rows, spec, is_random=False) for tensor in spec.inputs]
-        run_s[rows] = _settle(model, inputs, f"a batch of {rows} rows of zeros")
+        run_s[rows] = max(_warm_up_at(model, rows, length, _BUDGET_S / len(buckets)) for length in buckets)
     return WarmupReport(run_s)
 
 
-def _settle(model: Model, inputs: list[BatchInput], what: str) -> float:
+def _warm_up_at(model: Model, rows: int, length: int, budget_s: float) -> float:
+    spec = model.spec
+    inputs = [_input(_at_length(tensor, length), rows, spec, is_random=False) for tensor in spec.inputs]
+    inputs += _lengths(spec, rows, length)
+    padded = f" padded to {length}" if spec.padding is not None else ""
+    return _settle(model, inputs, f"a batch of {rows} rows of zeros{padded}", budget_s)
+
+
+def _check_pad_value(spec: ModelSpec) -> None:
+    try:
+        check_padding(spec)
+    except ConfigurationError as error:
+        raise ModelLoadError(str(error)) from error
+
+
+def _buckets(spec: ModelSpec) -> tuple[int, ...]:
+    """Return the lengths to run each batch size at: (0,) where none varies, () where anything may."""
+    if spec.is_fixed:
+        return (0,)
+    if spec.padding is None or any(
+        not each.is_fixed and each.name not in spec.padding.inputs for each in spec.inputs
+    ):
+        return ()
+    return spec.padding.buckets
+
+
+def _at_length(tensor: TensorSpec, length: int) -> TensorSpec:
+    if tensor.is_fixed or tensor.dims is None:
+        return tensor
+    return replace(tensor, dims=tuple([length if dim == -1 else dim for dim in tensor.dims]))
+
+
+def _configured(warmup: WarmupSpec, spec: ModelSpec) -> list[BatchInput]:
+    """Return a configured warm-up's inputs, padded as a request of its shapes would be."""
+    declared = {each.name: each for each in spec.inputs}
+    rows, length = warmup.batch_size, 0
+    inputs = []
+    for tensor, is_random in warmup.inputs:
+        own = declared[tensor.name]
+        if spec.padding is not None and own.name in spec.padding.inputs and own.dims and tensor.dims:
+            length = tensor.dims[own.dims.index(-1)]
+            tensor = _at_length(own, spec.padding.bucket_of(length) or length)
+        inputs.append(_input(tensor, rows, spec, is_random))
+    return inputs + _lengths(spec, rows, length)
+
+
+def _lengths(spec: ModelSpec, rows: int, length: int) -> list[BatchInput]:
+    """Return the input of true lengths, all the same, in a list; an empty one if there is none."""
+    lengths = spec.padding.lengths if spec.padding is not None else None
+    if lengths is None or lengths.datatype is None:
+        return []
+    shape = (rows, 1) if spec.has_batch_dimension else (1,)
+    data = length.to_bytes(lengths.datatype.itemsize, "little") * shape[0]
+    return [BatchInput(lengths.name, lengths.datatype.name, shape, [data])]
+
+
+def _settle(model: Model, inputs: list[BatchInput], what: str, budget_s: float) -> float:
     best = last = float("inf")
     started = time.perf_counter()
     for run in range(_MOST_RUNS):
@@ -76,7 +137,7 @@ def _settle(model: Model, inputs: list[BatchInput], what: str) -> float:
         least_runs = _LEAST_QUICK_RUNS if best < _QUICK_S else _LEAST_RUNS
         if run + 1 >= least_runs and last <= best * _SETTLED:
             break
-        if time.perf_counter() - started > _BUDGET_S:
+        if time.perf_counter() - started > budget_s:
             break
     return best
 

@@ -30,6 +30,7 @@ _MAX_MESSAGE_CHARS: Final = 300
 
 _QUOTED: Final = re.compile(r""""(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'""")
 _TOKEN: Final = re.compile(rf"(?P<blank>\s+|#[^\n]*)|{_QUOTED.pattern}|[\w.+-]+|.")
+_OCTAL: Final = re.compile(r"-?0\d+")
 _QUOTES: Final = ('"', "'")
 _CLOSING: Final = {"{": "}", "<": ">"}
 
@@ -179,9 +180,18 @@ def _in_field(field: FieldDescriptor, index: int, value: list[_Place]) -> list[_
     if field.message_type is None or not field.message_type.GetOptions().map_entry:
         return [place.under(field.name, index) for place in value]
     # An entry is written as a message with a key and a value; its path is the key alone.
-    key = next((_unquoted(place.text) for place in value if place.path == ("key",)), "")
+    key = _key(field.message_type.fields_by_name["key"], value)
     inner = [_Place(place.path[1:], place.line) for place in value if place.path[:1] == ("value",)]
     return [place.under(field.name, key) for place in (value[0], *inner[1:])]
+
+
+def _key(field: FieldDescriptor, entry: list[_Place]) -> str | int:
+    """Return the key of a map's entry: its text, or its number; one that is left out is "" or 0."""
+    text = next((place.text for place in entry if place.path == ("key",)), "")
+    if field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
+        return _unquoted(text)
+    # The parser takes C's notations: 0x10, and 010 for 8.
+    return int(text, 8 if _OCTAL.fullmatch(text) else 0) if text else 0
 
 
 def _unquoted(text: str) -> str:

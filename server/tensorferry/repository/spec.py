@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 from typing import Final
 
-from tensorferry.model import BatchingSpec, ModelSpec, QueuePolicy
+from tensorferry.model import ModelSpec
+from tensorferry.repository.batching import batching_spec, check_times
 from tensorferry.repository.instances import complete_groups, devices
+from tensorferry.repository.padding import check_padding, padding_spec
 from tensorferry.repository.parameters import apply_parameters
 from tensorferry.repository.source import ConfigSource, quoted
 from tensorferry.repository.tensor_specs import tensor_specs
@@ -84,12 +86,17 @@ def build_spec(source: ConfigSource, config: ModelConfig) -> ModelSpec:
         max_batch_size=config.max_batch_size,
         inputs=inputs,
         outputs=outputs,
-        batching=_batching(source),
+        batching=batching_spec(source),
         devices=devices(list(config.instance_group)),
         warmups=warmup_specs(source, inputs),
         from_signature=not source.is_file,
+        response_cache=source.config.response_cache.enable,
+        padding=padding_spec(source, inputs, outputs),
     )
-    return apply_parameters(source, spec)
+    spec = apply_parameters(source, spec)
+    check_times(source, spec)
+    check_padding(source, spec)
+    return spec
 
 
 def _check_identity(source: ConfigSource, name: str) -> None:
@@ -112,29 +119,3 @@ def _check_model_filename(source: ConfigSource) -> None:
     if not is_plain or not name.isprintable():
         what = f"default_model_filename is {quoted(name)}; it must be a plain file name"
         raise source.error(what, "default_model_filename")
-
-
-def _batching(source: ConfigSource) -> BatchingSpec:
-    config = source.config
-    if not config.HasField("dynamic_batching"):
-        # Triton's meaning: each request runs on its own, however many rows it may have.
-        return BatchingSpec(enabled=False)
-    at = "dynamic_batching"
-    if not config.max_batch_size:
-        what = "dynamic_batching needs a max_batch_size above 0; set one, or remove dynamic_batching"
-        raise source.error(what, at)
-    batching = config.dynamic_batching
-    for index, size in enumerate(batching.preferred_batch_size):
-        if not 1 <= size <= config.max_batch_size:
-            what = f"preferred_batch_size has {size}; allowed is 1 to max_batch_size {config.max_batch_size}"
-            raise source.error(what, at, "preferred_batch_size", index)
-    # An explicit 0 is an order not to wait; where nothing is said, the policy may.
-    says_delay = source.sets(at, "max_queue_delay_microseconds")
-    return BatchingSpec(
-        preferred_batch_sizes=tuple(sorted(set(batching.preferred_batch_size))),
-        max_queue_delay_us=batching.max_queue_delay_microseconds if says_delay else None,
-        queue_policy=QueuePolicy(
-            max_queue_size=batching.default_queue_policy.max_queue_size,
-            default_timeout_us=batching.default_queue_policy.default_timeout_microseconds,
-        ),
-    )

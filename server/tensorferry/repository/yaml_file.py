@@ -82,33 +82,46 @@ class _Walk:
         # The stubs know two classes of descriptors; which one is there depends on protobuf's build.
         descriptor = cast("Descriptor", message.DESCRIPTOR)
         for name, value, inner in self._pairs(node, at):
-            field = descriptor.fields_by_name.get(name)
+            field = descriptor.fields_by_name.get(str(name))
             if field is None:
-                what = unsupported_field(name, descriptor)
+                what = unsupported_field(str(name), descriptor)
                 raise ModelConfigError(what, self._path, self.lines[inner])
             self._field(value, message, field, inner)
 
-    def _pairs(self, node: Node, at: FieldPath) -> list[tuple[str, Node, FieldPath]]:
+    def _pairs(
+        self, node: Node, at: FieldPath, key_field: FieldDescriptor | None = None
+    ) -> list[tuple[str | int, Node, FieldPath]]:
+        """Return keys, values and their paths; ``key_field`` is that of a map, None for a message."""
         if not isinstance(node, MappingNode):
             raise self._error(node, f"{_shown(at)} takes fields (key: value), not a list")
-        pairs: list[tuple[str, Node, FieldPath]] = []
+        pairs: list[tuple[str | int, Node, FieldPath]] = []
         for key, value in node.value:
             self._count(key)
             if not isinstance(key, ScalarNode):
                 raise self._error(key, "a key must be a plain name")
-            name = self._text(key, at)
+            name = self._key(key, key_field, at)
             inner = (*at, name)
             if inner in self.lines:
-                raise self._error(key, f"{quoted(name)} is given twice; keep one")
+                raise self._error(key, f"{quoted(str(name))} is given twice; keep one")
             self.lines[inner] = key.start_mark.line + 1
             pairs.append((name, value, inner))
         return pairs
+
+    def _key(self, node: ScalarNode, field: FieldDescriptor | None, at: FieldPath) -> str | int:
+        if field is None or field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
+            return self._text(node, at)
+        # In quotes too: JSON is YAML, and has no other keys.
+        least, most = _INTEGER_RANGES[field.cpp_type]
+        if not _INTEGER.fullmatch(node.value) or not least <= int(node.value) <= most:
+            what = f"a key of {_shown(at)} must be an integer from {least} to {most}"
+            raise self._error(node, f"{what}, not {quoted(node.value)}")
+        return int(node.value)
 
     def _field(self, node: Node, message: Message, field: FieldDescriptor, at: FieldPath) -> None:
         kind = field.message_type
         if kind is not None and kind.GetOptions().map_entry:
             entries = getattr(message, field.name)
-            for key, value, inner in self._pairs(node, at):
+            for key, value, inner in self._pairs(node, at, kind.fields_by_name["key"]):
                 self.message(value, entries[key], inner)
         elif field.is_repeated:
             self._list(node, message, field, at)

@@ -11,11 +11,13 @@ __all__ = ["model_statistics"]
 def model_statistics(live: LiveModel) -> pb.ModelStatistics:
     """Build the message from one snapshot, so that its parts agree with each other."""
     counts = live.statistics()
+    cache = live.cache_statistics()
 
     def duration(count: int, ns: int) -> pb.StatisticDuration:
         return pb.StatisticDuration(count=count, ns=ns)
 
     answered = counts.success_count
+    computed = answered - cache.hit_count
     return pb.ModelStatistics(
         name=live.spec.name,
         version=str(live.spec.version),
@@ -26,9 +28,11 @@ def model_statistics(live: LiveModel) -> pb.ModelStatistics:
             success=duration(answered, counts.success_ns),
             fail=duration(counts.failure_count, counts.failure_ns),
             queue=duration(answered, counts.queue_ns),
-            compute_input=duration(answered, counts.compute_input_ns),
-            compute_infer=duration(answered, counts.compute_infer_ns),
-            compute_output=duration(answered, counts.compute_output_ns),
+            compute_input=duration(computed, counts.compute_input_ns),
+            compute_infer=duration(computed, counts.compute_infer_ns),
+            compute_output=duration(computed, counts.compute_output_ns),
+            cache_hit=duration(cache.hit_count, cache.hit_ns),
+            cache_miss=duration(cache.miss_count, cache.miss_ns),
         ),
         batch_stats=[
             pb.InferBatchStatistics(

@@ -2,143 +2,63 @@
 
 from __future__ import annotations
 
-import asyncio
-
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.support import POISON, Station, answer, bytes_spec, content, picky
+from tests.unit.batching.ledger import MAX_ROWS, OTHER, SUBMIT, Ledger, assert_idle
+from tests.unit.support import Station, bytes_spec, content, picky
 
 from tensorferry.batching.pending import NEVER
-from tensorferry.errors import Cancelled, DeadlineExceeded, Draining, ModelFailed, QueueFull
+from tensorferry.model import QueuePolicy
 
-MAX_ROWS = 4
-
-SPECS = st.builds(
-    bytes_spec,
-    max_batch_size=st.just(MAX_ROWS),
-    enabled=st.booleans(),
-    max_queue_delay_us=st.sampled_from([None, 0, 1_000_000, 3_000_000]),
-    preferred_batch_sizes=st.sampled_from([(), (2,), (3, 4)]),
-)
-
-SUBMIT = st.tuples(
-    st.just("submit"),
-    st.integers(1, MAX_ROWS),  # rows
-    st.integers(1, 2),  # width, which is the key
-    st.sampled_from([NEVER, NEVER, 0.0, 0.5, 1.0, 2.5]),  # seconds to the deadline
-    st.sampled_from([False, False, False, True]),  # poisoned
-)
-OTHER = st.one_of(
-    st.tuples(st.just("cancel"), st.integers(0, 99)),
-    st.tuples(st.just("advance"), st.sampled_from([0.0, 0.25, 0.5, 1.0])),
-    st.tuples(st.just("jump"), st.sampled_from([0.5, 1.0])),
-    st.tuples(st.just("finish"), st.just(0)),
-    st.tuples(st.just("finish"), st.just(0)),
-    st.tuples(st.just("fail"), st.just(0)),
-    st.tuples(st.just("stop"), st.just(0)),
-)
+PLAIN = QueuePolicy()
+POLICIES = [
+    PLAIN,
+    QueuePolicy(max_queue_size=3),
+    QueuePolicy(default_timeout_us=1_000_000),
+    QueuePolicy(default_timeout_us=1_000_000, allow_timeout_override=False),
+    QueuePolicy(default_timeout_us=500_000, timeout_action="DELAY"),
+    QueuePolicy(timeout_action="DELAY"),
+]
 
 
-class Ledger:
-    """Drives a station by a list of actions, and keeps what each request may end as."""
-
-    def __init__(self, station: Station) -> None:
-        self.station = station
-        self.requests = []
-        self.outcomes: dict[int, int] = {}
-        self.refused = {"REJECTED": 0, "EXPIRED": 0}
-        self.has_failed = self.has_stopped = False
-        self.cancelled: set[int] = set()
-
-    def act(self, action) -> None:
-        getattr(self, f"_{action[0]}")(*action[1:])
-
-    def _submit(self, rows, width, after, is_poisoned) -> None:
-        number = len(self.requests) % POISON
-        row = bytes([number] * (width - 1) + [POISON if is_poisoned else number])
-        index = len(self.requests) + sum(self.refused.values())
-
-        def on_done(request) -> None:
-            self.outcomes[index] = self.outcomes.get(index, 0) + 1
-
-        try:
-            request = self.station.submit(row, rows, self.station.clock.now() + after, on_done)
-        except QueueFull:
-            self.refused["REJECTED"] += 1
-        except DeadlineExceeded:
-            assert after == 0.0
-            self.refused["EXPIRED"] += 1
-        else:
-            self.requests.append(request)
-
-    def _cancel(self, number) -> None:
-        if self.requests:
-            request = self.requests[number % len(self.requests)]
-            self.cancelled.add(id(request))
-            self.station.batcher.cancel(request)
-
-    def _advance(self, seconds) -> None:
-        self.station.clock.advance(seconds)
-
-    def _jump(self, seconds) -> None:
-        """Time passes and the end of the tick comes before any timer has its turn."""
-        self.station.clock._now += seconds
-        self.station.tick()
-
-    def _finish(self, _) -> None:
-        if self.station.executor.running:
-            self.station.executor.finish()
-
-    def _fail(self, _) -> None:
-        if self.station.executor.running:
-            self.has_failed = True
-            self.station.executor.finish(ModelFailed("the test says so"))
-
-    def _stop(self, _) -> None:
-        self.has_stopped = True
-        self.station.batcher.fail_waiting(Draining("over"))
-
-    def check_outcome(self, request) -> None:
-        error = request.error
-        if error is None:
-            assert answer(request) == content(request)
-            (output,) = request.outputs
-            assert output.shape == request.bound.tensors[0].shape
-            assert POISON not in content(request)
-        elif isinstance(error, DeadlineExceeded):
-            assert request.deadline <= self.station.clock.now()
-        elif isinstance(error, Cancelled):
-            assert id(request) in self.cancelled
-        elif isinstance(error, ModelFailed):
-            assert POISON in content(request) or self.has_failed
-        else:
-            assert isinstance(error, Draining)
-            assert self.has_stopped
+@st.composite
+def specs(draw):
+    """Every setting of batching that there is, with and without the others."""
+    levels = draw(st.sampled_from([0, 0, 1, 3]))
+    own = {level: draw(st.sampled_from(POLICIES)) for level in range(1, levels + 1) if draw(st.booleans())}
+    return bytes_spec(
+        MAX_ROWS,
+        enabled=draw(st.sampled_from([True, True, True, False])),
+        max_queue_delay_us=draw(st.sampled_from([None, None, 0, 1_000_000, 3_000_000])),
+        preferred_batch_sizes=draw(st.sampled_from([(), (), (2,), (3, 4)])),
+        queue_policy=draw(st.sampled_from(POLICIES)),
+        priority_levels=levels,
+        default_priority_level=draw(st.integers(1, levels)) if levels else 0,
+        priority_policies=tuple(own.items()),
+        preserve_ordering=draw(st.booleans()),
+        latency_objective_ms=draw(st.sampled_from([0.0, 0.0, 900.0, 3000.0])),
+    )
 
 
-def assert_idle(station: Station) -> None:
-    assert station.admission.byte_size == 0
-    assert station.batcher.in_flight == 0
-    assert (station.batcher._queue.count, station.batcher._queue.byte_size) == (0, 0)
-    asyncio.run(asyncio.wait_for(station.batcher.wait_idle(), 1.0))
-
-
+@pytest.mark.parametrize("inline", [False, True], ids=["thread", "inline"])
 @settings(max_examples=300, deadline=None)
 @given(
-    spec=SPECS,
+    spec=specs(),
     streams=st.integers(1, 3),
-    inline=st.booleans(),
     max_queue_size=st.sampled_from([3, 1000]),
     max_bytes=st.sampled_from([20, 10_000]),
+    run_s=st.sampled_from([None, {1: 0.25, MAX_ROWS: 0.5}, {1: 2.0}]),
     actions=st.lists(SUBMIT | OTHER, max_size=40),
 )
 def test_each_request_has_one_outcome_and_the_right_one(
-    spec, streams, inline, max_queue_size, max_bytes, actions
+    inline, spec, streams, max_queue_size, max_bytes, run_s, actions
 ):
     station = Station(
         spec,
         max_queue_size=max_queue_size,
         max_bytes=max_bytes,
+        run_s=run_s,
         streams=streams,
         inline=inline,
         behaviour=picky,
@@ -147,41 +67,40 @@ def test_each_request_has_one_outcome_and_the_right_one(
     for action in actions:
         ledger.act(action)
         assert 0 <= station.admission.byte_size <= max_bytes
-        assert station.batcher.statistics().waiting <= max_queue_size
-    station.finish_all()
-
-    assert len(ledger.outcomes) == len(ledger.requests)
-    assert set(ledger.outcomes.values()) <= {1}
-    for request in ledger.requests:
-        ledger.check_outcome(request)
+        assert station.batcher.statistics().waiting <= max_queue_size * max(1, spec.batching.priority_levels)
+    ledger.end()
     assert_idle(station)
-
-    counts = station.batcher.statistics()
-    answered = [request for request in ledger.requests if request.error is None]
-    assert counts.success_count == len(answered)
-    assert counts.success_count + counts.failure_count == len(ledger.requests) + sum(ledger.refused.values())
-    assert counts.failure_count == sum(counts.failures.values())
-    assert counts.failures["REJECTED"] == ledger.refused["REJECTED"]
-    assert counts.inference_count >= sum(request.rows for request in answered)
-    assert counts.inference_count == sum(rows * size.count for rows, size in counts.batch_sizes.items())
-    assert counts.execution_count == sum(size.count for size in counts.batch_sizes.values())
+    ledger.check_outcomes()
+    ledger.check_statistics()
     if not spec.batching.enabled:
         assert all(len(batch) == 1 for batch in station.executor.log)
 
 
-@settings(max_examples=150, deadline=None)
-@given(
-    spec=SPECS,
-    streams=st.integers(1, 3),
-    actions=st.lists(
-        st.tuples(
-            st.just("submit"), st.integers(1, MAX_ROWS), st.integers(1, 3), st.just(NEVER), st.just(False)
-        )
-        | st.tuples(st.just("advance"), st.sampled_from([0.0, 0.5, 1.0]))
-        | st.tuples(st.just("finish"), st.just(0)),
-        max_size=40,
-    ),
+def submissions(widths: int):
+    """Submissions without deadlines, wishes or poison."""
+    return st.tuples(
+        st.just("submit"),
+        st.integers(1, MAX_ROWS),
+        st.integers(1, widths),
+        st.just(NEVER),
+        st.just(False),
+        st.just(0.0),
+        st.just(0),
+    )
+
+
+HOLDS = st.builds(
+    bytes_spec,
+    max_batch_size=st.just(MAX_ROWS),
+    enabled=st.booleans(),
+    max_queue_delay_us=st.sampled_from([None, 0, 1_000_000, 3_000_000]),
+    preferred_batch_sizes=st.sampled_from([(), (2,), (3, 4)]),
 )
+MOVES = st.tuples(st.just("advance"), st.sampled_from([0.0, 0.5, 1.0])) | st.tuples(st.just("finish"))
+
+
+@settings(max_examples=150, deadline=None)
+@given(spec=HOLDS, streams=st.integers(1, 3), actions=st.lists(submissions(3) | MOVES, max_size=40))
 def test_without_deadlines_requests_of_one_shape_start_in_the_order_they_came(spec, streams, actions):
     station = Station(spec, streams=streams)
     ledger = Ledger(station)
@@ -193,6 +112,18 @@ def test_without_deadlines_requests_of_one_shape_start_in_the_order_they_came(sp
         came = [content(request) for request in ledger.requests if request.bound.tensors[0].shape[1] == width]
         assert [data for data in started if data in came] == came
     assert len(started) == len(ledger.requests)
+
+
+@settings(max_examples=100, deadline=None)
+@given(streams=st.integers(1, 3), actions=st.lists(SUBMIT | OTHER, max_size=40))
+def test_with_preserved_order_callers_are_told_in_the_order_they_came(streams, actions):
+    station = Station(bytes_spec(MAX_ROWS, preserve_ordering=True), streams=streams, behaviour=picky)
+    ledger = Ledger(station)
+    for action in actions:
+        ledger.act(action)
+    ledger.end()
+    assert list(ledger.outcomes) == sorted(ledger.outcomes)
+    assert len(station.batcher._in_order) == 0
 
 
 @settings(max_examples=150, deadline=None)
@@ -213,3 +144,14 @@ def test_with_an_idle_stream_nobody_waits_longer_than_the_delay_and_nobody_less_
         if waited_s < delay_us / 1e6 - 1e-9:
             # It left early, so it was full, or the next one wouldn't have fitted.
             assert batch.rows == MAX_ROWS or batch.rows + following.requests[0].rows > MAX_ROWS
+
+
+@settings(max_examples=100, deadline=None)
+@given(streams=st.integers(1, 3), actions=st.lists(submissions(2) | MOVES, max_size=40))
+def test_no_stream_is_idle_while_somebody_waits_and_nothing_is_held(streams, actions):
+    station = Station(bytes_spec(MAX_ROWS, priority_levels=2, default_priority_level=1), streams=streams)
+    ledger = Ledger(station)
+    for action in actions:
+        ledger.act(action)
+        station.tick()
+        assert not (station.batcher.statistics().waiting and station.executor.idle)

@@ -5,13 +5,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tensorferry.batching.pending import NEVER
-from tensorferry.batching.policy import Limits, QueueView, Rest, Run, Wait, decide
+from tensorferry.batching.policy import (
+    Cut,
+    Limits,
+    QueueView,
+    Rest,
+    Run,
+    Wait,
+    cut,
+    decide,
+)
+from tensorferry.batching.run_times import RunTimes
 
 HELD = Limits(max_rows=8, max_queue_delay_s=1.0)
 
 
-def view(rows=1, count=1, is_full=False, oldest=0.0, deadline=NEVER) -> QueueView:
-    return QueueView(count, rows, is_full, oldest, deadline)
+def view(rows=1, count=1, is_full=False, oldest=0.0, limit=NEVER) -> QueueView:
+    return QueueView(count, rows, is_full, oldest, limit)
 
 
 def test_nobody_waiting_means_rest():
@@ -38,16 +48,37 @@ def test_delay_is_counted_from_the_oldest_and_obeyed_to_the_instant():
     assert decide(held, 1, HELD, 9.0) == Run(2)
 
 
-def test_deadline_before_the_end_of_the_hold_ends_it_while_there_is_time_to_run():
-    decision = decide(view(oldest=3.0, deadline=3.5), 1, HELD, 3.0)
+def test_limit_before_the_end_of_the_hold_ends_it_while_there_is_time_to_run():
+    decision = decide(view(oldest=3.0, limit=3.5), 1, HELD, 3.0)
     assert isinstance(decision, Wait)
     assert 3.0 < decision.until < 3.5
-    assert decide(view(oldest=3.0, deadline=3.5), 1, HELD, decision.until) == Run(1)
+    assert decide(view(oldest=3.0, limit=3.5), 1, HELD, decision.until) == Run(1)
 
 
-def test_deadline_after_the_end_of_the_hold_does_not_matter():
-    assert decide(view(oldest=3.0, deadline=4.0), 1, HELD, 3.0) == Wait(4.0)
-    assert decide(view(oldest=3.0, deadline=99.0), 1, HELD, 3.0) == Wait(4.0)
+def test_limit_after_the_end_of_the_hold_does_not_matter():
+    assert decide(view(oldest=3.0, limit=4.0), 1, HELD, 3.0) == Wait(4.0)
+    assert decide(view(oldest=3.0, limit=99.0), 1, HELD, 3.0) == Wait(4.0)
+
+
+def test_hold_ends_so_that_the_run_is_over_at_the_limit():
+    held = view(rows=4, count=4, oldest=3.0, limit=3.5)
+    assert decide(held, 1, HELD, 3.0, lambda rows: rows * 0.0625) == Wait(3.25)
+    assert decide(held, 1, HELD, 3.25, lambda rows: rows * 0.0625) == Run(4)
+
+
+def test_hold_that_leaves_time_for_the_run_is_obeyed_to_its_end():
+    held = view(oldest=3.0, limit=4.25)
+    assert decide(held, 1, HELD, 3.0, lambda _: 0.25) == Wait(4.0)
+    assert decide(held, 1, HELD, 3.0, lambda _: 0.5) == Wait(3.75)
+
+
+def test_limit_that_the_run_alone_would_miss_holds_nothing():
+    assert decide(view(oldest=3.0, limit=3.5), 1, HELD, 3.0, lambda _: 0.75) == Run(1)
+
+
+def test_run_time_that_is_not_known_is_as_none_given():
+    held = view(oldest=3.0, limit=3.5)
+    assert decide(held, 1, HELD, 3.0, lambda _: 0.0) == decide(held, 1, HELD, 3.0)
 
 
 def test_held_batch_leaves_early_at_a_preferred_size_and_only_there():
@@ -79,9 +110,12 @@ INSTANTS = st.floats(0, 100, allow_nan=False)
         st.lists(st.integers(1, 8), max_size=3).map(lambda x: tuple(sorted(set(x)))),
     ),
     now=INSTANTS,
+    expected_s=st.none() | st.floats(0, 10).map(lambda per_row: lambda rows: rows * per_row),
 )
-def test_decision_is_never_to_wait_for_the_past_nor_to_run_more_than_waits(queue, idle, limits, now):
-    decision = decide(queue, idle, limits, now)
+def test_decision_is_never_to_wait_for_the_past_nor_to_run_more_than_waits(
+    queue, idle, limits, now, expected_s
+):
+    decision = decide(queue, idle, limits, now, expected_s)
     if isinstance(decision, Wait):
         assert decision.until > now
         assert decision.until <= queue.oldest_enqueued_at + limits.max_queue_delay_s
@@ -100,11 +134,69 @@ def test_decision_is_never_to_wait_for_the_past_nor_to_run_more_than_waits(queue
 )
 def test_greedy_limits_mean_that_whatever_waits_leaves_at_once(count, rows, is_full, times, streams):
     limits = Limits(max_rows=9)
-    oldest, deadline, now = times
+    oldest, limit, now = times
     assert limits.is_greedy
-    assert decide(QueueView(count, rows, is_full, oldest, deadline), streams, limits, now) == Run(rows)
+    assert decide(QueueView(count, rows, is_full, oldest, limit), streams, limits, now) == Run(rows)
 
 
 @pytest.mark.parametrize("limits", [Limits(9, max_queue_delay_s=1e-6), Limits(9, preferred_rows=(4,))])
 def test_a_delay_or_preferred_sizes_are_not_greedy(limits):
     assert not limits.is_greedy
+
+
+# -- which of those who wait are in time --------------------------------------------------------
+
+#: 1 s for each row: no batch serves more rows a second than another.
+LINE = RunTimes(8, {1: 1.0, 2: 2.0, 4: 4.0, 8: 8.0})
+#: 1 s for any batch: the larger, the better.
+FLAT = RunTimes(8, {1: 1.0, 8: 1.0})
+
+
+@pytest.mark.parametrize(
+    ("limit", "rows"), [(13.0, 3), (13.9, 3), (14.0, 4), (18.0, 6), (99.0, 6), (NEVER, 6)]
+)
+def test_batch_has_as_many_rows_as_are_in_time_for_the_first(limit, rows):
+    assert cut([(limit, 1)] * 6, 10.0, 8, LINE) == Cut(0, rows)
+
+
+@pytest.mark.parametrize("limits", [[10.9, 10.9], [10.0, 10.5, 10.9], [5.0]])
+def test_where_all_are_late_nobody_is_passed_over_and_the_batch_is_as_large_as_it_can_be(limits):
+    assert cut([(limit, 1) for limit in limits], 10.0, 8, LINE) == Cut(0, 8)
+
+
+def test_late_head_is_passed_over_for_those_behind_it_that_are_in_time():
+    assert cut([(10.5, 1), (12.0, 1), (13.0, 1)], 10.0, 8, LINE) == Cut(1, 2)
+
+
+def test_head_in_time_is_passed_over_only_where_that_is_worth_it():
+    fixed = RunTimes(8, {1: 1.0, 8: 2.0})
+    assert cut([(11.0, 1)] + [(19.0, 1)] * 7, 10.0, 8, fixed) == Cut(1, 7)
+    assert cut([(11.9, 1)] + [(19.0, 1)] * 7, 10.0, 8, fixed) == Cut(0, 7)
+    assert cut([(11.0, 1)] + [(19.0, 1)] * 7, 10.0, 8, LINE) == Cut(0, 1)
+
+
+def test_nobody_is_passed_over_who_costs_the_others_nothing():
+    assert cut([(11.0, 1)] * 4, 10.0, 8, FLAT) == Cut(0, 4)
+
+
+def test_request_of_several_rows_is_not_cut_in_two():
+    assert cut([(13.0, 4), (14.0, 4)], 10.0, 8, LINE) == Cut(1, 4)
+
+
+LINES = st.lists(st.tuples(st.floats(0, 40), st.integers(1, 4)), min_size=1, max_size=20).map(sorted)
+
+
+@given(line=LINES, now=INSTANTS, most=st.integers(4, 8), expected=st.sampled_from([LINE, FLAT]))
+def test_whoever_leaves_first_is_in_time_or_nobody_could_be(line, now, most, expected):
+    best = cut(line, now, most, expected)
+    assert 0 <= best.skipped < len(line)
+    assert 1 <= best.rows <= most
+    limit, first_rows = line[best.skipped]
+    if now + expected(best.rows) <= limit + 1e-9:
+        assert best.rows >= first_rows
+    else:
+        assert best == Cut(0, most)
+        # Those passed over were looked at 0, 1, 2, 4, ... from the front.
+        for index in (0, 1, 2, 4, 8, 16):
+            if index < len(line):
+                assert now + expected(line[index][1]) > line[index][0]

@@ -145,14 +145,23 @@ def test_not_a_number_and_infinity_come_back_as_they_went(tmp_path):
     assert bytes(answer[0].data) == data.tobytes()
 
 
+async def until_it_runs(engine, name):
+    """Let the loop turn until the model's stream is busy."""
+    for _ in range(1000):
+        if engine.models[name][1].statistics().running:
+            return
+        await asyncio.sleep(0)
+    raise AssertionError(f"no batch of {name} has started")
+
+
 def test_request_that_waits_too_long_for_a_busy_stream_expires_and_never_runs(tmp_path):
     write_slow(tmp_path, max_batch_size=1)
 
     async def use(engine):
         slow = asyncio.create_task(engine.infer("slow", work(LONG)))
-        await asyncio.sleep(0)
+        await until_it_runs(engine, "slow")
         with pytest.raises(DeadlineExceeded):
-            await engine.infer("slow", work(1), timeout_s=0.001)
+            await engine.infer("slow", work(1), timeout_s=0.02)
         await slow
         counts = engine.models["slow"][1].statistics()
         assert (counts.execution_count, counts.failures["EXPIRED"]) == (1, 1)
@@ -161,12 +170,12 @@ def test_request_that_waits_too_long_for_a_busy_stream_expires_and_never_runs(tm
 
 
 def test_models_default_timeout_holds_where_it_is_nearer(tmp_path):
-    options = "dynamic_batching { default_queue_policy { default_timeout_microseconds: 1000 } }"
+    options = "dynamic_batching { default_queue_policy { default_timeout_microseconds: 20000 } }"
     write_slow(tmp_path, max_batch_size=1, options=options)
 
     async def use(engine):
         slow = asyncio.create_task(engine.infer("slow", work(LONG)))
-        await asyncio.sleep(0)
+        await until_it_runs(engine, "slow")
         for timeout_s in (None, 60.0):
             with pytest.raises(DeadlineExceeded):
                 await engine.infer("slow", work(1), timeout_s=timeout_s)

@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from tests.unit.support import PythonModel, bytes_spec, model_spec, run
+from torch import nn
 
 from tensorferry.batching.batch import Batch
 from tensorferry.batching.pending import Pending
@@ -17,7 +21,7 @@ from tensorferry.execution.stream import InlineStream
 from tensorferry.execution.warmup import WarmupReport
 from tensorferry.repository import read_model
 from tensorferry.tensors import Tensor, array_of, tensor_of
-from tensorferry.testing.models import write_identity, write_mlp, write_slow
+from tensorferry.testing.models import write_identity, write_mlp, write_model, write_slow
 
 SPEC = bytes_spec()
 
@@ -54,7 +58,9 @@ def test_each_stream_of_the_instance_group_runs_a_batch_at_the_same_time(identit
         for number in range(3):
             futures.append(outcome_of(pool, batch_for(pool.spec, float(number))))
             assert pool.idle == 2 - number
-        results = [(await future).result for future in futures]
+        outcomes = [await future for future in futures]
+        assert sorted(outcome.stream for outcome in outcomes) == [0, 1, 2]
+        results = [outcome.result for outcome in outcomes]
         assert [array_of(result.outputs[0]).ravel().tolist() for result in results] == [
             [0, 0],
             [1, 1],
@@ -103,6 +109,74 @@ def test_slower_model_keeps_its_thread(identity):
         await pool.close()
 
     run(main())
+
+
+def test_model_that_is_told_to_keeps_its_thread_however_quick_it_is(identity):
+    async def main():
+        pool = await open_pool(replace(identity(), execution="thread"), inline_below_s=math.inf)
+        assert not pool.is_inline
+        await pool.close()
+
+    run(main())
+
+
+def test_model_that_is_told_to_runs_on_the_loop_thread_though_it_is_above_the_limit(identity):
+    async def main():
+        pool = await open_pool(replace(identity(), execution="inline"), inline_below_s=0.0)
+        assert pool.is_inline
+        assert outcome_of(pool, batch_for(pool.spec, 7.0)).done()
+        await pool.close()
+
+    run(main())
+
+
+class Long(nn.Module):
+    """Some hundred million multiplications a run: many milliseconds on any machine."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        product = torch.full((512, 512), 1 / 512)
+        for _ in range(20):
+            product = product @ product
+        return x + product[0, 0]
+
+
+def long_model(root):
+    config = (
+        "max_batch_size: 1\n"
+        'input { name: "x" data_type: TYPE_FP32 dims: 1 }\n'
+        'output { name: "y" data_type: TYPE_FP32 dims: 1 }\n'
+    )
+    return read_model(write_model(root, "long", Long(), config)).versions[0]
+
+
+def refusal_of(spec) -> str:
+    """Return why the pool doesn't open; no thread may be left behind."""
+    before = set(threading.enumerate())
+    with pytest.raises(ModelLoadError) as caught:
+        run(open_pool(spec))
+    for thread in set(threading.enumerate()) - before:
+        thread.join(20)
+        assert not thread.is_alive()
+    return str(caught.value)
+
+
+def test_model_that_would_block_the_loop_is_refused_inline_with_what_was_measured(tmp_path):
+    message = refusal_of(replace(long_model(tmp_path), execution="inline"))
+    assert re.search(r"its batches of 1 rows ran for [\d.]+ ms at best", message), message
+    assert "at most 2 ms is allowed" in message
+    assert "set its execution to auto or thread" in message
+
+
+def test_model_whose_run_time_is_not_known_is_refused_inline(identity):
+    message = refusal_of(replace(identity(dims=(-1,)), execution="inline"))
+    assert "could not be measured" in message
+    assert "model_warmup" in message
+
+
+def test_model_of_several_instances_is_refused_inline(identity):
+    message = refusal_of(replace(identity("instance_group { count: 2 }"), execution="inline"))
+    assert "['cpu', 'cpu']" in message
+    assert "one CPU instance" in message
 
 
 def test_slow_test_model_is_never_quick_enough_for_the_loop_thread(tmp_path):

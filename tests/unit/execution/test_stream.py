@@ -10,6 +10,7 @@ from tensorferry.batching.batch import Batch
 from tensorferry.batching.pending import Pending
 from tensorferry.errors import ModelFailed, ModelLoadError
 from tensorferry.execution.stream import InlineStream, ThreadStream
+from tensorferry.execution.warmup import WarmupReport
 from tensorferry.tensors import Tensor
 from tensorferry.testing.puppet import echo
 
@@ -216,12 +217,27 @@ def test_close_lets_the_batches_that_were_handed_over_finish_first():
     run(main())
 
 
-def test_surrendered_model_is_open_and_its_thread_is_over():
+def test_released_model_is_open_and_its_thread_is_over():
     async def main():
         model = PythonModel(SPEC)
         stream = await opened(model)
-        assert await stream.surrender() is model
+        stream.release()
+        await stream.wait_closed()
         assert not model.is_closed
+
+    run(main())
+
+
+def test_stream_that_takes_a_warm_model_over_runs_the_batches_it_is_given_at_once():
+    async def main():
+        model = PythonModel(model_spec())
+        report = WarmupReport({1: 1e-3})
+        stream = ThreadStream("m/1#0", lambda: model, 2, asyncio.get_running_loop(), report)
+        assert data_of(await outcome(stream, batch_of(b"a"))) == b"a"
+        assert await stream.opened == (model, report)
+        assert model.attached == [2]
+        assert model.rows_run == [1], "it isn't warmed up again"
+        await closed(stream)
 
     run(main())
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tensorferry.errors import ModelFailed, ModelLoadError
 from tensorferry.execution.backends.torchscript import open_model
-from tensorferry.model import BatchInput
+from tensorferry.model import BatchInput, PaddingSpec
 from tensorferry.tensors import array_of
 from tensorferry.testing.models import Identity, Mlp, TwoInputs, save
 
@@ -437,3 +437,24 @@ def test_closed_model_has_let_its_module_go(opened):
     model.close()
     with pytest.raises(AttributeError):
         model.run([fp32("x", [1])])
+
+
+class LengthsFirst(nn.Module):
+    def forward(self, lengths: Tensor, x: Tensor) -> Tensor:
+        return x * 10.0 + lengths
+
+
+@pytest.mark.parametrize(("name", "lengths"), [("x", "lengths"), ("in__1", "in__0")])
+def test_lengths_that_the_server_fills_in_reach_the_argument_of_their_name_or_index(opened, name, lengths):
+    padding = PaddingSpec((name,), ("y",), (4,), lengths_input=lengths)
+    tensors = [tensor_spec(name, "FP32", (-1,))], [tensor_spec("y", "FP32", (-1,))]
+    model = opened(LengthsFirst(), *tensors, padding=padding)
+    sent = fp32(name, [1.0, 2.0], dims=(2,))
+    filled_in = BatchInput(lengths, "INT64", (1, 1), [(7).to_bytes(8, "little")])
+    assert values(model, sent, filled_in) == [[[17.0, 27.0]]]
+
+
+def test_model_without_an_argument_for_the_lengths_is_refused(opened):
+    padding = PaddingSpec(("x",), (), (4,), lengths_input="lengths")
+    message = refusal(opened, Identity(), [tensor_spec("x", "FP32", (-1,))], padding=padding)
+    assert "takes 1 inputs ['x'], and the configuration names 2 ['x', 'lengths']" in message

@@ -5,7 +5,7 @@ from tests.unit.support import PythonModel, model_spec, tensor_spec
 
 from tensorferry.errors import ModelFailed, ModelLoadError
 from tensorferry.execution.warmup import warm_up
-from tensorferry.model import BatchingSpec, WarmupSpec
+from tensorferry.model import BatchingSpec, PaddingSpec, WarmupSpec
 from tensorferry.testing.puppet import echo
 
 
@@ -98,3 +98,49 @@ def test_warm_up_of_the_configuration_that_fails_is_named():
     model = PythonModel(model_spec(warmups=warmups), raising(ModelFailed("no"))._behaviour)
     with pytest.raises(ModelLoadError, match="its warm-up 'mine'"):
         warm_up(model)
+
+
+def padded_spec(**more):
+    padding = more.pop("padding", PaddingSpec(("x",), ("y",), (4, 8), lengths_input="n"))
+    return model_spec(
+        [tensor_spec("x", "FP32", (2, -1)), tensor_spec("k", "FP32", (1,))],
+        [tensor_spec("y", "FP32", (2, -1))],
+        max_batch_size=2,
+        padding=padding,
+        **more,
+    )
+
+
+def test_padded_model_is_run_at_every_bucket_of_every_size_with_the_lengths():
+    model = PythonModel(padded_spec())
+    report = warm_up(model)
+    assert (list(report.run_s), report.skipped) == ([1, 2], "")
+    shapes = {tuple((item.name, item.shape) for item in inputs) for inputs in model.runs}
+    assert shapes == {
+        (("x", (rows, 2, length)), ("k", (rows, 1)), ("n", (rows, 1))) for rows in (1, 2) for length in (4, 8)
+    }
+    for x, _, n in model.runs:
+        assert b"".join(n.parts) == x.shape[2].to_bytes(8, "little") * x.shape[0]
+
+
+def test_padded_models_configured_warm_up_is_padded_as_a_request_would_be():
+    sample = ((tensor_spec("x", "FP32", (2, 3)), False), (tensor_spec("k", "FP32", (1,)), False))
+    model = PythonModel(padded_spec(warmups=(WarmupSpec("short", 2, 1, sample),)))
+    warm_up(model)
+    x, _, n = model.runs[0]
+    assert (x.shape, n.shape) == ((2, 2, 4), (2, 1))
+    assert b"".join(n.parts) == (3).to_bytes(8, "little") * 2
+
+
+def test_padded_model_with_another_input_that_varies_is_not_run():
+    spec = model_spec(
+        [tensor_spec("x", "FP32", (-1,)), tensor_spec("k", "FP32", (-1,))],
+        padding=PaddingSpec(("x",), (), (4,)),
+    )
+    assert "model_warmup" in warm_up(PythonModel(spec)).skipped
+
+
+def test_pad_value_that_the_input_cannot_have_is_found_at_load():
+    spec = model_spec([tensor_spec("x", "UINT8", (-1,))], padding=PaddingSpec(("x",), (), (4,), -1.0))
+    with pytest.raises(ModelLoadError, match="'x': the pad value -1"):
+        warm_up(PythonModel(spec))

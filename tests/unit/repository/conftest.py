@@ -7,9 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from tensorferry.model import ModelSpec
 from tensorferry.repository import RepositoryModel, read_model
 
 Read = Callable[..., RepositoryModel]
+
+INPUT = 'input { name: "x" data_type: TYPE_FP32 dims: [ 3, -1 ] }\n'
+OUTPUT = 'output { name: "y" data_type: TYPE_FP64 dims: 1 }\n'
+#: One line each, so that what a test adds begins on line 4.
+BASE = "max_batch_size: 8\n" + INPUT + OUTPUT
 
 
 def write_model(
@@ -36,6 +42,19 @@ def read(tmp_path: Path) -> Read:
         return read_model(write_model(tmp_path, config, file, versions))
 
     return read_written
+
+
+@pytest.fixture
+def spec(read: Read) -> Callable[..., ModelSpec]:
+    """Read a configuration that must be accepted, and return its one version."""
+
+    def accepted(config: str | None = None, file: str = "config.pbtxt") -> ModelSpec:
+        model = read(config, file)
+        assert model.error is None
+        (version,) = model.versions
+        return version
+
+    return accepted
 
 
 @pytest.fixture

@@ -1,29 +1,13 @@
 from __future__ import annotations
 
 import pytest
+from tests.unit.repository.conftest import BASE, INPUT, OUTPUT
 
 from tensorferry.model import BatchingSpec, TensorSpec, WarmupSpec
 from tensorferry.repository import DEFAULT_MAX_BATCH_SIZE
 from tensorferry.tensors import DATATYPES
 
-INPUT = 'input { name: "x" data_type: TYPE_FP32 dims: [ 3, -1 ] }\n'
-OUTPUT = 'output { name: "y" data_type: TYPE_FP64 dims: 1 }\n'
-#: One line each, so that what a test adds begins on line 4.
-BASE = "max_batch_size: 8\n" + INPUT + OUTPUT
 FP32 = DATATYPES["FP32"]
-
-
-@pytest.fixture
-def spec(read):
-    """Read a configuration that must be accepted, and return its one version."""
-
-    def accepted(config=None, file="config.pbtxt"):
-        model = read(config, file)
-        assert model.error is None
-        (version,) = model.versions
-        return version
-
-    return accepted
 
 
 def test_configuration_becomes_a_specification(spec):
@@ -172,52 +156,6 @@ def test_every_numeric_datatype_is_read(spec, name):
     assert spec(config).inputs[1].datatype is DATATYPES[name]
 
 
-# -- batching -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        (BASE, BatchingSpec(enabled=False)),
-        (BASE + "dynamic_batching {}", BatchingSpec()),
-        (BASE + "dynamic_batching { max_queue_delay_microseconds: 0 }", BatchingSpec(max_queue_delay_us=0)),
-        (BASE + "dynamic_batching { max_queue_delay_microseconds: 7 }", BatchingSpec(max_queue_delay_us=7)),
-        (
-            BASE + "dynamic_batching { preferred_batch_size: [ 8, 4, 8 ] }",
-            BatchingSpec(preferred_batch_sizes=(4, 8)),
-        ),
-        (
-            BASE + "dynamic_batching { default_queue_policy {"
-            " default_timeout_microseconds: 9 max_queue_size: 5 } }",
-            BatchingSpec(default_timeout_us=9, max_queue_size=5),
-        ),
-        (INPUT + OUTPUT, BatchingSpec(enabled=False)),
-    ],
-)
-def test_batching(spec, config, expected):
-    assert spec(config).batching == expected
-
-
-def test_explicit_zero_delay_is_seen_in_yaml_too(spec):
-    config = """
-      max_batch_size: 8
-      input: [{name: x, data_type: TYPE_FP32, dims: [3]}]
-      output: [{name: y, data_type: TYPE_FP32, dims: [1]}]
-      dynamic_batching: {max_queue_delay_microseconds: 0}
-    """
-    assert spec(config, "config.yaml").batching.max_queue_delay_us == 0
-
-
-def test_commented_delay_is_not_a_delay(spec):
-    config = BASE + "dynamic_batching { # max_queue_delay_microseconds: 0\n}"
-    assert spec(config).batching.max_queue_delay_us is None
-
-
-def test_dynamic_batching_without_a_batch_dimension_is_refused(refusal):
-    message = refusal(INPUT + OUTPUT + "dynamic_batching {}")
-    assert message.startswith("config.pbtxt:3: dynamic_batching needs a max_batch_size above 0")
-
-
 # -- worker streams -----------------------------------------------------------------------------
 
 
@@ -311,49 +249,3 @@ VALUE = 'key: "x" value { data_type: TYPE_FP32 %s zero_data: true }'
 )
 def test_warmup_request_that_the_model_would_refuse_is_refused_at_its_line(refusal, config, expected):
     assert refusal(config).startswith(f"config.pbtxt:{expected}")
-
-
-# -- parameters ---------------------------------------------------------------------------------
-
-
-def parameter(name, value):
-    return f'{BASE}parameters {{ key: "{name}"\n value {{ string_value: "{value}" }} }}'
-
-
-@pytest.mark.parametrize(("value", "expected"), [("1", 1), (" 8 ", 8), ("1024", 1024)])
-def test_intra_op_thread_count_is_read(spec, value, expected):
-    assert spec(parameter("INTRA_OP_THREAD_COUNT", value)).intra_op_threads == expected
-
-
-@pytest.mark.parametrize("value", ["true", "True"])
-def test_inference_mode_may_be_confirmed(spec, value):
-    assert spec(parameter("INFERENCE_MODE", value)).name == "fraud"
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "expected"),
-    [
-        *(
-            ("INTRA_OP_THREAD_COUNT", value, f"the parameter INTRA_OP_THREAD_COUNT is {value!r}; it must")
-            for value in ("0", "-1", "two", "1.5", "", "1025", "9" * 30, "٣")
-        ),
-        ("INFERENCE_MODE", "false", "the parameter INFERENCE_MODE is 'false'; it must be \"true\""),
-        ("ENABLE_JIT_PROFILING", "true", "Tensorferry doesn't know the parameter 'ENABLE_JIT_PROFILING'"),
-        ("intra_op_threads_count", "1", "Tensorferry doesn't know the parameter 'intra_op_threads_count';"
-         " remove it; did you mean 'INTRA_OP_THREAD_COUNT'?"),
-        ("", "1", "Tensorferry doesn't know the parameter ''"),
-    ],
-)  # fmt: skip
-def test_parameter_that_is_not_known_or_not_taken_is_refused_at_its_line(refusal, name, value, expected):
-    assert refusal(parameter(name, value)).startswith(f"config.pbtxt:4: {expected}")
-
-
-@pytest.mark.parametrize("value", ["2", "'2'", "{string_value: '2'}"])
-def test_yaml_parameter_may_be_a_bare_scalar(spec, value):
-    config = f"""
-      max_batch_size: 8
-      input: [{{name: x, data_type: TYPE_FP32, dims: [3]}}]
-      output: [{{name: y, data_type: TYPE_FP32, dims: [1]}}]
-      parameters: {{INTRA_OP_THREAD_COUNT: {value}, INFERENCE_MODE: true}}
-    """
-    assert spec(config, "config.yaml").intra_op_threads == 2

@@ -7,7 +7,13 @@ from hypothesis import strategies as st
 from tests.unit.support import model_spec, tensor_spec
 
 from tensorferry.errors import InvalidRequest
-from tensorferry.service.codec import decode_inputs, encode_response, requested_outputs, timeout_of
+from tensorferry.service.codec import (
+    decode_inputs,
+    encode_response,
+    priority_of,
+    requested_outputs,
+    timeout_of,
+)
 from tensorferry.tensors import DATATYPES, Tensor
 from tensorferry.wire import open_inference_pb2 as pb
 
@@ -249,7 +255,7 @@ def test_answer_has_the_requested_outputs_in_the_requested_order():
     assert list(encode_response(SPEC, "", OUTPUTS, ("z",)).raw_output_contents) == [b"5678"]
 
 
-# -- timeout ------------------------------------------------------------------------------------
+# -- timeout and priority -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -286,5 +292,43 @@ def test_timeout_that_is_no_positive_integer_is_refused(parameter):
     assert "'timeout' must be an integer > 0" in refusal(timeout_of, message)
 
 
-def test_no_timeout_is_none():
-    assert timeout_of(request(parameters={"priority": pb.InferParameter(int64_param=1)})) is None
+def test_no_timeout_is_zero():
+    assert timeout_of(request(parameters={"priority": pb.InferParameter(int64_param=1)})) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("parameter", "priority"),
+    [
+        ({"int64_param": 3}, 3),
+        ({"uint64_param": 1}, 1),
+        ({"string_param": "2"}, 2),
+        ({"uint64_param": 2**64 - 1}, 2**64 - 1),
+        ({"int64_param": 0}, 0),
+        ({"uint64_param": 0}, 0),
+        ({"string_param": "0"}, 0),
+    ],
+)
+def test_priority_comes_as_any_of_the_integers_that_clients_send(parameter, priority):
+    assert priority_of(request(parameters={"priority": pb.InferParameter(**parameter)})) == priority
+
+
+@pytest.mark.parametrize(
+    "parameter",
+    [
+        {"int64_param": -1},
+        {"string_param": "-1"},
+        {"string_param": "high"},
+        {"string_param": ""},
+        {"string_param": "9" * 20},
+        {"double_param": 1.0},
+        {"bool_param": True},
+        {},
+    ],
+)
+def test_priority_that_is_no_whole_number_is_refused(parameter):
+    message = request(parameters={"priority": pb.InferParameter(**parameter)})
+    assert "'priority' must be an integer >= 0" in refusal(priority_of, message)
+
+
+def test_no_priority_is_zero_the_models_default():
+    assert priority_of(request(parameters={"timeout": pb.InferParameter(int64_param=1)})) == 0

@@ -285,10 +285,10 @@ def _complete(spec: ModelSpec, arguments: list[str], output_count: int | None, w
             outputs=tuple(TensorSpec(f"OUTPUT__{index}") for index in range(output_count)),
             datatypes=frozenset(_DTYPES),
         )
-    if len(spec.inputs) != len(arguments):
+    if len(spec.model_inputs) != len(arguments):
         raise ModelLoadError(
             f"{where}: forward takes {len(arguments)} inputs {arguments}, and the configuration names"
-            f" {len(spec.inputs)} {[each.name for each in spec.inputs]}"
+            f" {len(spec.model_inputs)} {[each.name for each in spec.model_inputs]}"
         )
     if output_count is not None and max(_indices(spec.outputs)) >= output_count:
         raise ModelLoadError(
@@ -296,17 +296,17 @@ def _complete(spec: ModelSpec, arguments: list[str], output_count: int | None, w
             f" {[each.name for each in spec.outputs]}"
         )
     _refuse_foreign_datatypes(spec, where)
-    names = {each.name for each in spec.inputs}
-    if names != set(arguments) and sorted(_indices(spec.inputs)) != list(range(len(arguments))):
+    names = {each.name for each in spec.model_inputs}
+    if names != set(arguments) and sorted(_indices(spec.model_inputs)) != list(range(len(arguments))):
         raise ModelLoadError(
-            f"{where}: the inputs' indices {[each.name for each in spec.inputs]} must be"
+            f"{where}: the inputs' indices {[each.name for each in spec.model_inputs]} must be"
             f" 0 to {len(arguments) - 1}, each once"
         )
     return spec
 
 
 def _refuse_foreign_datatypes(spec: ModelSpec, where: str) -> None:
-    for each in (*spec.inputs, *spec.outputs):
+    for each in (*spec.model_inputs, *spec.outputs):
         if each.datatype is not None and each.datatype.name not in _DTYPES:
             raise ModelLoadError(
                 f"{where}: {each.name!r} is {each.datatype.name}, which a TorchScript model can't"
@@ -316,10 +316,10 @@ def _refuse_foreign_datatypes(spec: ModelSpec, where: str) -> None:
 
 def _input_order(spec: ModelSpec, arguments: list[str]) -> list[int]:
     """For each argument of forward, the index of the input that it takes."""
-    names = [each.name for each in spec.inputs]
+    names = [each.name for each in spec.model_inputs]
     if set(names) == set(arguments):
         return [names.index(argument) for argument in arguments]
-    positions = _indices(spec.inputs)
+    positions = _indices(spec.model_inputs)
     return sorted(range(len(names)), key=positions.__getitem__)
 
 

@@ -1,0 +1,240 @@
+"""Who is let in: the one place that refuses a request before it waits.
+
+Bounds first (the queue's and the server's), then time: a request whose answer is forecast for
+after its deadline, or after the model's latency objective, is refused at once, so that the caller
+can do something else with the time that it has. A server with an idle stream and an empty queue
+refuses nobody for time: the forecast may be wrong, and only running shows it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from tensorferry.batching.forecast import Forecast
+from tensorferry.batching.pending import NEVER, Pending
+from tensorferry.batching.queue import WaitingQueue
+from tensorferry.errors import DeadlineExceeded, InvalidRequest, PredictedLate, QueueFull, TensorferryError
+from tensorferry.model import ModelSpec, QueuePolicy
+
+__all__ = ["Admission", "Gate", "Refused", "Share"]
+
+#: Requests without any limit are ordered as if they had this much time, so that they aren't
+#: passed for ever by those who have one.
+_PATIENCE_S: Final = 1.0
+
+#: The objective is the caller's; this share of it is for the ways in and out, which the batcher
+#: doesn't see: sockets, decoding, encoding.
+_HEADROOM: Final = 0.1
+_LATE_FROM: Final = 0.97
+
+
+#: A model may have this many times the bytes that are left free: one that is flooded leaves a
+#: ninth to the others, two leave a seventeenth. Choudhury and Hahne, "Dynamic queue length
+#: thresholds for shared-memory packet switches", 1998.
+_TIMES_FREE: Final = 8
+
+
+@dataclass(slots=True)
+class Admission:
+    """The bound on tensor bytes in flight, shared by all batchers of a server (one thread)."""
+
+    max_bytes: int
+    byte_size: int = 0
+    shares: int = 0
+
+
+class Share:
+    """One batcher's part of the bytes in flight."""
+
+    __slots__ = ("_admission", "byte_size")
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission = admission
+        self.byte_size = 0
+        admission.shares += 1
+
+    def take(self, byte_size: int) -> None:
+        """Count bytes as in flight."""
+        self.byte_size += byte_size
+        self._admission.byte_size += byte_size
+
+    def give(self, byte_size: int) -> None:
+        """Count bytes as gone."""
+        self.byte_size -= byte_size
+        self._admission.byte_size -= byte_size
+
+    def close(self) -> None:
+        """Leave the server to the others."""
+        self._admission.shares -= 1
+
+    def refusal(self, byte_size: int) -> str | None:
+        """Say why so many bytes more can't be taken; None if they can."""
+        admission = self._admission
+        free = admission.max_bytes - admission.byte_size
+        if byte_size > free:
+            held = f"{admission.byte_size} bytes are in flight"
+            return f"{held}, and the server's max_inflight_bytes is {admission.max_bytes}"
+        if admission.shares > 1 and 0 < self.byte_size > _TIMES_FREE * free - byte_size:
+            held = f"{self.byte_size} bytes of its requests are in flight"
+            return f"{held}, and the rest of the server's max_inflight_bytes is left to other models"
+        return None
+
+
+@dataclass(slots=True)
+class Refused(Exception):
+    """Raised inside the batcher alone: the reason to count, and the error for the caller."""
+
+    reason: str
+    error: TensorferryError = field(repr=False)
+
+
+class Gate:
+    """The rules of one model's queue, applied to each request that comes."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        queue: WaitingQueue,
+        forecast: Forecast,
+        share: Share,
+        max_queue_size: int,
+    ) -> None:
+        batching = spec.batching
+        self._name = spec.name
+        self._queue = queue
+        self._forecast = forecast
+        self._share = share
+        self._levels = batching.priority_levels
+        self._default_level = max(0, batching.default_priority_level - 1)
+        own = dict(batching.priority_policies)
+        self._policies = [own.get(level + 1, batching.queue_policy) for level in range(max(1, self._levels))]
+        self._is_plain = self._levels <= 1 and self._policies[0] == QueuePolicy(
+            max_queue_size=self._policies[0].max_queue_size
+        )
+        self._max_queue_size = max_queue_size
+        self._keeps_order = batching.preserve_ordering
+        self._objective_ms = batching.latency_objective_ms
+        objective_s = batching.latency_objective_ms / 1e3
+        #: Seconds from receipt to answer that requests are admitted for, and from which on an
+        #: answer counts as late; 0.0 without an objective.
+        self.target_s = objective_s * (1.0 - _HEADROOM)
+        self.late_s = objective_s * _LATE_FROM
+
+    def admit(self, request: Pending, now: float, is_idle: bool) -> None:
+        """Give the request its place in the order, or refuse it.
+
+        Raises:
+            InvalidRequest: the model doesn't have its priority.
+            Refused: with the reason and the error.
+        """
+        policy = self._policies[0]
+        request.enqueued_at = now
+        if not self._is_plain or request.timeout_s or request.priority:
+            policy = self._rules_for(request, now)
+        if self.target_s:
+            request.limit = min(request.limit, now + self.late_s)
+        if self._keeps_order:
+            request.due = now
+        else:
+            due = min(request.limit, request.deadline)
+            request.due = due if due != NEVER else now + _PATIENCE_S
+        self._check_bounds(request, policy)
+        if request.deadline != NEVER or request.limit != NEVER:
+            self._check_time(request, now, is_idle)
+
+    def delay(self, request: Pending, now: float) -> bool:
+        """Say whether a request whose queue timeout came is to run late; if so, set its new limits."""
+        if not self.delays(request) or request.call_deadline <= now:
+            return False
+        request.deadline = request.call_deadline
+        request.due = request.deadline if request.deadline != NEVER else now + _PATIENCE_S
+        return True
+
+    def delays(self, request: Pending) -> bool:
+        """Whether the queue timeout of a request at this level delays it instead of ending it."""
+        return request.level < len(self._policies) and (
+            self._policies[request.level].timeout_action == "DELAY"
+        )
+
+    def refuse_late(self, request: Pending, completion: float) -> Refused:
+        """Make the refusal of a request that would be answered at ``completion``, too late."""
+        predicted_ms = (completion - request.enqueued_at) * 1e3
+        if request.call_deadline < completion:
+            allowed_ms = (request.call_deadline - request.enqueued_at) * 1e3
+            what = f"its deadline is {allowed_ms:.1f} ms after that"
+            reason = "deadline"
+        else:
+            what = (
+                f"the latency objective of {self._objective_ms:g} ms leaves it {self.target_s * 1e3:.1f} ms"
+            )
+            reason = "latency_objective"
+        return Refused(
+            reason,
+            PredictedLate(
+                f"model {self._name!r}: the answer is expected up to {predicted_ms:.1f} ms after the request"
+                f" came, and {what}; {self._queue.count} requests wait; the request was not run: retry"
+                " elsewhere or after a pause"
+            ),
+        )
+
+    def _rules_for(self, request: Pending, now: float) -> QueuePolicy:
+        """Set the level and the queue timeout, for models and requests that have any."""
+        if self._levels and request.priority:
+            if request.priority > self._levels:
+                raise InvalidRequest(
+                    f"model {self._name!r}: priority {request.priority} is out of range; the model has"
+                    f" levels 1 (the highest) to {self._levels}, and 0 or none means"
+                    f" {self._default_level + 1}"
+                )
+            request.level = request.priority - 1
+        else:
+            request.level = self._default_level
+        policy = self._policies[request.level]
+        timeout_s = policy.default_timeout_us / 1e6
+        if request.timeout_s and policy.allow_timeout_override:
+            timeout_s = min(timeout_s or NEVER, request.timeout_s)
+        if timeout_s:
+            # As in Triton, this bounds the wait, not the run: it isn't a limit for the answer.
+            request.deadline = min(request.deadline, now + timeout_s)
+        return policy
+
+    def _check_bounds(self, request: Pending, policy: QueuePolicy) -> None:
+        queue = self._queue
+        most = policy.max_queue_size
+        # Each level has the bound for itself: else a flood of the lowest would shut the highest out.
+        waiting = queue.own_counts[request.level]
+        if waiting >= (most or self._max_queue_size):
+            raise Refused(
+                "max_queue_size",
+                QueueFull(
+                    f"model {self._name!r}: {waiting} requests wait already, and max_queue_size is"
+                    f" {most or self._max_queue_size}; retry after a pause"
+                ),
+            )
+        if (why := self._share.refusal(request.byte_size)) is not None:
+            raise Refused(
+                "max_inflight_bytes", QueueFull(f"model {self._name!r}: {why}; retry after a pause")
+            )
+
+    def _check_time(self, request: Pending, now: float, is_idle: bool) -> None:
+        if request.deadline <= now:
+            raise Refused(
+                "deadline",
+                DeadlineExceeded(
+                    f"model {self._name!r}: the deadline had passed when the request came; it was not run"
+                ),
+            )
+        queue, forecast = self._queue, self._forecast
+        if is_idle or (not self.target_s and request.limit - now > forecast.drained_s(queue.count)):
+            return
+        first = queue.first(now)
+        first_limit = NEVER
+        if first is not None and first.head.due <= request.due:
+            first_limit = first.head.limit - (self.late_s - self.target_s)
+        ahead = queue.rows_before(request.level, request.due)
+        request.predicted_at = forecast.completion(now, ahead, request.bound.rows, first_limit)
+        # A deadline is the caller's own risk; the objective is a promise, and is given with a margin.
+        promised = request.predicted_at + (forecast.margin_s if self.target_s else 0.0)
+        if request.predicted_at > request.call_deadline or (self.target_s and promised > now + self.target_s):
+            raise self.refuse_late(request, promised)

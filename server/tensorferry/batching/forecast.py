@@ -1,0 +1,201 @@
+"""When would a request be answered that came now?
+
+The forecast plays the queue forward: streams become free when their batches are expected to end,
+and take what waits in batches as large as fit and are in time for the first in line. A batch is
+expected to have grown by what still arrives until it leaves, at the rate of the last 50 ms:
+without that, those who arrive first after a departure would be let in, and the batch would have
+to leave small for their sake. So under overload it is they who are refused, and batches are full.
+
+What runs take beyond the expected, now and then, is covered by a margin that is learned from
+answers that came late, and added where a promise is made.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Mapping
+from typing import Final
+
+from tensorferry.batching.batch import Batch
+from tensorferry.batching.run_times import RunTimes
+
+__all__ = ["Forecast"]
+
+#: The share of the capacity from which on late work costs others their time.
+_OVERLOAD: Final = 0.9
+
+#: The arrival rate follows the last tens of milliseconds: a burst must count while it lasts.
+_RATE_WINDOW_S: Final = 0.05
+
+#: By how much a lower priority may stretch what a higher one waits and runs.
+_STRETCH: Final = 1.5
+#: Rates of the levels above are counted over this long, so that a few a second count as well.
+_ABOVE_WINDOW_S: Final = 1.0
+#: Steps after which the size of a batch at a given rate is near its fixed point.
+_SETTLED_AFTER: Final = 4
+
+#: The margin is what keeps the first request of this share of batches in time: it grows by a step
+#: with each that is late and shrinks by a nineteenth of one with each that isn't (stochastic
+#: approximation; Robbins and Monro, 1951). A step is this share of the objective.
+_IN_TIME: Final = 0.95
+_MARGIN_STEP: Final = 0.02
+#: Beyond this share of the objective it is the machine's hiccups, which no margin covers.
+_MOST_MARGIN: Final = 0.3
+
+
+class Forecast:
+    """What one model's streams do, and are expected to do. Used by its batcher alone.
+
+    ``seed`` maps rows to the seconds that warm-up measured. ``objective_s`` is 0.0 for none.
+    """
+
+    def __init__(self, max_rows: int, streams: int, seed: Mapping[int, float], objective_s: float) -> None:
+        self._max_rows = max_rows
+        self._streams = max(1, streams)
+        self._seed = seed
+        self._times: dict[int, RunTimes] = {}
+        self._slowest = RunTimes(max_rows, seed)
+        self._whole_s = self._slowest(max_rows)
+        #: Batches that run: when each started, and is expected to end.
+        self._runs: dict[Batch, tuple[float, float]] = {}
+        # The last batch of a lone stream that others waited behind: it holds the stream until the
+        # next one starts. (rows, started_at, finished_at)
+        self._last: tuple[int, float, float] | None = None
+        self._arrived_rows = 0
+        self._rate = 0.0
+        self._rate_at = 0.0
+        self._above_rows = 0
+        self._above_rate = 0.0
+        self._above_at = 0.0
+        self._step_s = _MARGIN_STEP * objective_s
+        self._most_margin_s = _MOST_MARGIN * objective_s
+        self.margin_s = 0.0
+
+    @property
+    def expected(self) -> RunTimes:
+        """The run times of the slowest stream: a promise must hold whichever stream takes the batch."""
+        return self._slowest
+
+    def drained_s(self, waiting: int) -> float:
+        """Return a bound on the seconds until all is done that runs or waits, and one batch more."""
+        return self._whole_s * (2.0 + waiting)
+
+    @property
+    def is_overloaded(self) -> bool:
+        """Whether rows come faster than the streams can run them in whole batches, or nearly so."""
+        return self._rate * self._whole_s > _OVERLOAD * self._max_rows * self._streams
+
+    def arrived(self, rows: int) -> None:
+        """Count rows that were asked for, admitted or not."""
+        self._arrived_rows += rows
+
+    def arrived_above(self, rows: int) -> None:
+        """Count rows of a level above the lowest, beside counting them as arrived."""
+        self._above_rows += rows
+
+    def shared_rows(self, now: float) -> int:
+        """Return how many rows a batch may have that carries the lowest level.
+
+        Whoever comes while it runs waits for it, and then runs with more of its kind. So it may
+        take ``_STRETCH`` times what a batch takes of the levels above alone, at the rate at which
+        their rows come: with that their wait and their run are stretched by no more. Without such
+        rows lately, batches are as large as they can be.
+        """
+        passed_s = now - self._above_at
+        if passed_s >= _ABOVE_WINDOW_S:
+            self._above_rate = self._above_rows / passed_s
+            self._above_rows = 0
+            self._above_at = now
+        rate = max(self._above_rate, self._above_rows / _ABOVE_WINDOW_S)
+        expected = self._slowest
+        if not rate or not expected.is_known:
+            return self._max_rows
+        alone = 1.0
+        for _ in range(_SETTLED_AFTER):
+            alone = min(self._max_rows, max(1.0, rate / self._streams * expected(int(alone))))
+        return max(1, expected.most_rows(_STRETCH * expected(int(alone)), self._max_rows))
+
+    def started(self, batch: Batch, now: float) -> None:
+        """Note that a batch has been handed to a stream."""
+        if self._last is not None:
+            rows, started_at, _ = self._last
+            self._last = None
+            self._learn(0, rows, now - started_at)
+        self._runs[batch] = now, now + self._slowest(batch.rows)
+        passed_s = now - self._rate_at
+        if passed_s > 0.0:
+            weight = 1.0 - math.exp(-passed_s / _RATE_WINDOW_S)
+            self._rate += weight * (self._arrived_rows / passed_s - self._rate)
+            self._rate_at = now
+            self._arrived_rows = 0
+
+    def finished(self, batch: Batch, stream: int, now: float, is_good: bool, waiting: int) -> None:
+        """Note that a stream has brought a batch back, and learn from one that ran well.
+
+        With others ``waiting`` behind it, a lone stream is taken until the next batch starts: the
+        hand-over, the replies, and on the loop thread the reading of new requests are part of
+        what a batch costs, and of what those behind it wait for.
+        """
+        started_at, _ = self._runs.pop(batch)
+        if not is_good:
+            return
+        if waiting and self._streams == 1:
+            self._last = batch.rows, started_at, now
+        else:
+            self._learn(stream, batch.rows, now - started_at)
+
+    def rested(self) -> None:
+        """Note that nothing was started though a stream is idle."""
+        if self._last is not None:
+            rows, started_at, finished_at = self._last
+            self._last = None
+            self._learn(0, rows, finished_at - started_at)
+
+    def _learn(self, stream: int, rows: int, seconds: float) -> None:
+        times = self._times.get(stream)
+        if times is None:
+            times = self._times[stream] = self._slowest if not self._times else self._another()
+        times.observe(rows, seconds)
+        if len(self._times) > 1:
+            self._slowest = max(self._times.values(), key=self._whole_batch)
+        self._whole_s = self._slowest(self._max_rows)
+
+    def answered(self, late: bool) -> None:
+        """Learn from a batch under an objective: whether its first request was answered late."""
+        if late:
+            self.margin_s = min(self._most_margin_s, self.margin_s + self._step_s * _IN_TIME)
+        else:
+            self.margin_s = max(0.0, self.margin_s - self._step_s * (1.0 - _IN_TIME))
+
+    def completion(self, now: float, rows_ahead: int, rows: int, first_limit: float) -> float:
+        """Return when a request of ``rows`` would be answered that came now, behind ``rows_ahead``.
+
+        ``first_limit`` is by when the first in line must be answered; a batch is no larger than
+        that allows. Returns ``now`` while nothing is known of the model's run time.
+        """
+        expected = self._slowest
+        if not expected.is_known:
+            return now
+        free = [max(now, end) for _, end in self._runs.values()]
+        free += [now] * (self._streams - len(free))
+        heapq.heapify(free)
+        start = free[0]
+        size = expected.most_rows(first_limit - start, self._max_rows) or self._max_rows
+        before = rows_ahead
+        while before + rows > size and before > 0:
+            heapq.heapreplace(free, start + expected(size))
+            before = max(0, before - size)
+            start = free[0]
+            size = self._max_rows
+        joining = self._rate * (start - now)
+        return start + expected(max(rows, min(size, int(before + rows + joining))))
+
+    def _whole_batch(self, times: RunTimes) -> float:
+        return times(self._max_rows)
+
+    def _another(self) -> RunTimes:
+        return RunTimes(self._max_rows, self._seed)
+
+    def __repr__(self) -> str:
+        return f"<Forecast {self._slowest!r}, {self._rate:.0f} rows/s, margin {self.margin_s * 1e3:.2f} ms>"
