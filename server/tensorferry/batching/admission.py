@@ -8,8 +8,8 @@ refuses nobody for time: the forecast may be wrong, and only running shows it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 from tensorferry.batching.forecast import Forecast
 from tensorferry.batching.pending import NEVER, Pending
@@ -81,12 +81,15 @@ class Share:
         return None
 
 
-@dataclass(slots=True)
-class Refused(Exception):
-    """Raised inside the batcher alone: the reason to count, and the error for the caller."""
+class Refused(NamedTuple):
+    """Why a request isn't taken: the reason to count ("" for a fault of the caller's), and the error.
+
+    Returned, not raised: under overload most calls end here, and an exception that holds another
+    is left to the garbage collector.
+    """
 
     reason: str
-    error: TensorferryError = field(repr=False)
+    error: TensorferryError
 
 
 class Gate:
@@ -121,16 +124,13 @@ class Gate:
         self.target_s = objective_s * (1.0 - _HEADROOM)
         self.late_s = objective_s * _LATE_FROM
 
-    def admit(self, request: Pending, now: float, is_idle: bool) -> None:
-        """Give the request its place in the order, or refuse it.
-
-        Raises:
-            InvalidRequest: the model doesn't have its priority.
-            Refused: with the reason and the error.
-        """
+    def admit(self, request: Pending, now: float, is_idle: bool) -> Refused | None:
+        """Give the request its place in the order, or say why it is refused."""
         policy = self._policies[0]
         request.enqueued_at = now
         if not self._is_plain or request.timeout_s or request.priority:
+            if request.priority > self._levels > 0:
+                return self._unknown_level(request)
             policy = self._rules_for(request, now)
         if self.target_s:
             request.limit = min(request.limit, now + self.late_s)
@@ -139,9 +139,10 @@ class Gate:
         else:
             due = min(request.limit, request.deadline)
             request.due = due if due != NEVER else now + _PATIENCE_S
-        self._check_bounds(request, policy)
-        if request.deadline != NEVER or request.limit != NEVER:
-            self._check_time(request, now, is_idle)
+        refused = self._over_bounds(request, policy)
+        if refused is None and (request.deadline != NEVER or request.limit != NEVER):
+            refused = self._too_late(request, now, is_idle)
+        return refused
 
     def delay(self, request: Pending, now: float) -> bool:
         """Say whether a request whose queue timeout came is to run late; if so, set its new limits."""
@@ -178,18 +179,19 @@ class Gate:
             ),
         )
 
+    def _unknown_level(self, request: Pending) -> Refused:
+        return Refused(
+            "",
+            InvalidRequest(
+                f"model {self._name!r}: priority {request.priority} is out of range; the model has levels"
+                f" 1 (the highest) to {self._levels}, and 0 or none means {self._default_level + 1}"
+            ),
+        )
+
     def _rules_for(self, request: Pending, now: float) -> QueuePolicy:
         """Set the level and the queue timeout, for models and requests that have any."""
-        if self._levels and request.priority:
-            if request.priority > self._levels:
-                raise InvalidRequest(
-                    f"model {self._name!r}: priority {request.priority} is out of range; the model has"
-                    f" levels 1 (the highest) to {self._levels}, and 0 or none means"
-                    f" {self._default_level + 1}"
-                )
-            request.level = request.priority - 1
-        else:
-            request.level = self._default_level
+        has_own = self._levels and request.priority
+        request.level = request.priority - 1 if has_own else self._default_level
         policy = self._policies[request.level]
         timeout_s = policy.default_timeout_us / 1e6
         if request.timeout_s and policy.allow_timeout_override:
@@ -199,13 +201,13 @@ class Gate:
             request.deadline = min(request.deadline, now + timeout_s)
         return policy
 
-    def _check_bounds(self, request: Pending, policy: QueuePolicy) -> None:
+    def _over_bounds(self, request: Pending, policy: QueuePolicy) -> Refused | None:
         queue = self._queue
         most = policy.max_queue_size
         # Each level has the bound for itself: else a flood of the lowest would shut the highest out.
         waiting = queue.own_counts[request.level]
         if waiting >= (most or self._max_queue_size):
-            raise Refused(
+            return Refused(
                 "max_queue_size",
                 QueueFull(
                     f"model {self._name!r}: {waiting} requests wait already, and max_queue_size is"
@@ -213,13 +215,14 @@ class Gate:
                 ),
             )
         if (why := self._share.refusal(request.byte_size)) is not None:
-            raise Refused(
+            return Refused(
                 "max_inflight_bytes", QueueFull(f"model {self._name!r}: {why}; retry after a pause")
             )
+        return None
 
-    def _check_time(self, request: Pending, now: float, is_idle: bool) -> None:
+    def _too_late(self, request: Pending, now: float, is_idle: bool) -> Refused | None:
         if request.deadline <= now:
-            raise Refused(
+            return Refused(
                 "deadline",
                 DeadlineExceeded(
                     f"model {self._name!r}: the deadline had passed when the request came; it was not run"
@@ -227,14 +230,19 @@ class Gate:
             )
         queue, forecast = self._queue, self._forecast
         if is_idle or (not self.target_s and request.limit - now > forecast.drained_s(queue.count)):
-            return
+            return None
         first = queue.first(now)
         first_limit = NEVER
         if first is not None and first.head.due <= request.due:
             first_limit = first.head.limit - (self.late_s - self.target_s)
         ahead = queue.rows_before(request.level, request.due)
-        request.predicted_at = forecast.completion(now, ahead, request.bound.rows, first_limit)
+        rows = request.bound.rows
+        if 1 < self._levels == request.level + 1:
+            request.predicted_at = forecast.lowest_completion(now, ahead, rows)
+        else:
+            request.predicted_at = forecast.completion(now, ahead, rows, first_limit)
         # A deadline is the caller's own risk; the objective is a promise, and is given with a margin.
         promised = request.predicted_at + (forecast.margin_s if self.target_s else 0.0)
         if request.predicted_at > request.call_deadline or (self.target_s and promised > now + self.target_s):
-            raise self.refuse_late(request, promised)
+            return self.refuse_late(request, promised)
+        return None

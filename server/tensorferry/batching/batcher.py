@@ -37,7 +37,7 @@ from tensorferry.batching.policy import Limits, Run, Wait, cut, decide
 from tensorferry.batching.queue import Place, WaitingQueue
 from tensorferry.batching.statistics import BatcherStatistics, Counters, failure_reason
 from tensorferry.clock import Clock, Timer
-from tensorferry.errors import Cancelled, DeadlineExceeded, InvalidRequest, ModelFailed, TensorferryError
+from tensorferry.errors import Cancelled, DeadlineExceeded, ModelFailed, TensorferryError
 from tensorferry.model import ModelSpec, RunResult
 
 __all__ = ["Admission", "BatchOutcome", "Batcher", "Executor", "limits_of"]
@@ -135,13 +135,10 @@ class Batcher:
         now = self._clock.now()
         queue = self._queue
         self._forecast.arrived(request.bound.rows)
-        try:
-            self._gate.admit(request, now, not queue.count and not self._again and self._executor.idle > 0)
-        except Refused as refused:
-            self._counters.refused(refused.reason)
-            raise self._turned_away(request, refused.error) from None
-        except InvalidRequest as invalid:
-            raise self._turned_away(request, invalid) from None
+        is_idle = not queue.count and not self._again and self._executor.idle > 0
+        refused = self._gate.admit(request, now, is_idle)
+        if refused is not None:
+            raise self._turned_away(request, refused)
         if request.level < self._lowest:
             self._forecast.arrived_above(request.bound.rows)
         self._share.take(request.byte_size)
@@ -155,10 +152,12 @@ class Batcher:
             self._gather_end = now + _MAX_GATHER_S
             self._flush_handle = self._clock.call_soon(self._gather)
 
-    def _turned_away(self, request: Pending, error: TensorferryError) -> TensorferryError:
+    def _turned_away(self, request: Pending, refused: Refused) -> TensorferryError:
         request.state = DONE
-        self._counters.failed(failure_reason(error), 0.0)
-        return error
+        if refused.reason:
+            self._counters.refused(refused.reason)
+        self._counters.failed(failure_reason(refused.error), 0.0)
+        return refused.error
 
     def cancel(self, request: Pending) -> None:
         """Give a request up. One that waits never runs; the answer of one that runs is dropped."""

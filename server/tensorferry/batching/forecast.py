@@ -2,7 +2,7 @@
 
 The forecast plays the queue forward: streams become free when their batches are expected to end,
 and take what waits in batches as large as fit and are in time for the first in line. A batch is
-expected to have grown by what still arrives until it leaves, at the rate of the last 50 ms:
+expected to have grown by what still arrives until it leaves, at the rate of the last tens of ms:
 without that, those who arrive first after a departure would be let in, and the batch would have
 to leave small for their sake. So under overload it is they who are refused, and batches are full.
 
@@ -27,11 +27,15 @@ _OVERLOAD: Final = 0.9
 
 #: The arrival rate follows the last tens of milliseconds: a burst must count while it lasts.
 _RATE_WINDOW_S: Final = 0.05
+#: ... and no more whole runs than this: a queue of short runs fills in a few milliseconds.
+_RATE_RUNS: Final = 16
 
 #: By how much a lower priority may stretch what a higher one waits and runs.
 _STRETCH: Final = 1.5
 #: Rates of the levels above are counted over this long, so that a few a second count as well.
 _ABOVE_WINDOW_S: Final = 1.0
+#: The share of a batch that the lowest level is taken to get, however much comes above it.
+_LEAST_ROOM: Final = 0.02
 #: Steps after which the size of a batch at a given rate is near its fixed point.
 _SETTLED_AFTER: Final = 4
 
@@ -68,6 +72,7 @@ class Forecast:
         self._above_rows = 0
         self._above_rate = 0.0
         self._above_at = 0.0
+        self._shared: int | None = None  # settled once for each batch that starts
         self._step_s = _MARGIN_STEP * objective_s
         self._most_margin_s = _MOST_MARGIN * objective_s
         self.margin_s = 0.0
@@ -102,6 +107,11 @@ class Forecast:
         their rows come: with that their wait and their run are stretched by no more. Without such
         rows lately, batches are as large as they can be.
         """
+        if self._shared is None:
+            self._shared = self._shared_rows(now)
+        return self._shared
+
+    def _shared_rows(self, now: float) -> int:
         passed_s = now - self._above_at
         if passed_s >= _ABOVE_WINDOW_S:
             self._above_rate = self._above_rows / passed_s
@@ -118,6 +128,7 @@ class Forecast:
 
     def started(self, batch: Batch, now: float) -> None:
         """Note that a batch has been handed to a stream."""
+        self._shared = None
         if self._last is not None:
             rows, started_at, _ = self._last
             self._last = None
@@ -125,7 +136,8 @@ class Forecast:
         self._runs[batch] = now, now + self._slowest(batch.rows)
         passed_s = now - self._rate_at
         if passed_s > 0.0:
-            weight = 1.0 - math.exp(-passed_s / _RATE_WINDOW_S)
+            window_s = min(_RATE_WINDOW_S, _RATE_RUNS * self._whole_s)
+            weight = 1.0 - math.exp(-passed_s / window_s) if window_s else 1.0
             self._rate += weight * (self._arrived_rows / passed_s - self._rate)
             self._rate_at = now
             self._arrived_rows = 0
@@ -183,13 +195,38 @@ class Forecast:
         start = free[0]
         size = expected.most_rows(first_limit - start, self._max_rows) or self._max_rows
         before = rows_ahead
-        while before + rows > size and before > 0:
+        if before and before + rows > size:
             heapq.heapreplace(free, start + expected(size))
             before = max(0, before - size)
-            start = free[0]
             size = self._max_rows
+            # The streams take whole batches in turns: all rounds but the last at once.
+            rounds = max(0, -(-(before + rows) // size) - 1) // self._streams
+            free = [each + rounds * self._whole_s for each in free]
+            before = max(0, before - rounds * self._streams * size)
+            while before and before + rows > size:
+                heapq.heapreplace(free, free[0] + self._whole_s)
+                before = max(0, before - size)
+            start = free[0]
         joining = self._rate * (start - now)
         return start + expected(max(rows, min(size, int(before + rows + joining))))
+
+    def lowest_completion(self, now: float, rows_ahead: int, rows: int) -> float:
+        """Return the same for a request of the lowest of several levels.
+
+        Its batches hold ``shared_rows``, and rows of the levels above that have yet to come take
+        their share of each.
+        """
+        if not self._slowest.is_known:
+            return now
+        shared = self.shared_rows(now)
+        run_s = self._slowest(max(rows, shared))
+        rate = max(self._above_rate, self._above_rows / _ABOVE_WINDOW_S)
+        room = max(_LEAST_ROOM * shared, shared - rate * run_s / self._streams)
+        before = math.ceil((rows_ahead + rows) / room) - 1
+        ends = sorted([max(now, end) for _, end in self._runs.values()])
+        free = [now] * (self._streams - len(ends)) + ends
+        rounds, stream = divmod(before, self._streams)
+        return free[stream] + (rounds + 1) * run_s
 
     def _whole_batch(self, times: RunTimes) -> float:
         return times(self._max_rows)

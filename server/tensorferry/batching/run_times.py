@@ -15,6 +15,7 @@ having its result on the loop thread.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Final
 
@@ -117,7 +118,11 @@ class RunTimes:
             nodes[index] = min(max(nodes[index], nodes[index - 1]), _STEEPEST * nodes[index - 1])
 
     def _plant(self, seed: dict[int, float]) -> None:
-        """Take the seed's times as they are; between and beyond them, lines to the origin or level."""
+        """Take the seed's times as they are, with lines between; below them level.
+
+        Above them, from twice the rows on, with the square root, less than any model takes in the
+        end: what is taken to be too slow for its limit is never tried, and so never learned.
+        """
         known = sorted(seed.items())
         for index in range(len(self._nodes)):
             rows = 1 << index
@@ -126,7 +131,8 @@ class RunTimes:
             if not below:
                 self._nodes[index] = above[0][1]
             elif not above:
-                self._nodes[index] = below[-1][1] * rows / below[-1][0]
+                times = rows / below[-1][0]
+                self._nodes[index] = below[-1][1] * (times if times < 2 else math.sqrt(times))
             elif below[-1][0] == above[0][0]:
                 self._nodes[index] = below[-1][1]
             else:

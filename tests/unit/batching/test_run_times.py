@@ -50,13 +50,13 @@ def test_maximum_between_two_powers_of_two_has_points_around_it():
     assert curve(times, 6) == pytest.approx([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
 
 
-def test_sparse_seed_is_a_line_between_its_rows_level_before_and_proportional_after_them():
-    times = RunTimes(16, {2: 2.0, 8: 5.0})
-    assert [times(rows) for rows in (1, 2, 4, 8, 16)] == [2.0, 2.0, 3.0, 5.0, 10.0]
+def test_sparse_seed_is_a_line_between_its_rows_level_before_and_a_root_after_them():
+    times = RunTimes(32, {2: 2.0, 8: 5.0})
+    assert [times(rows) for rows in (1, 2, 4, 8, 32)] == [2.0, 2.0, 3.0, 5.0, 10.0]
 
 
 def test_seed_of_one_size_bounds_all_others():
-    assert [RunTimes(8, {1: 0.5})(rows) for rows in (1, 4, 8)] == [0.5, 2.0, 4.0]
+    assert [RunTimes(16, {1: 0.5})(rows) for rows in (1, 4, 16)] == [0.5, 1.0, 2.0]
     assert [RunTimes(8, {8: 0.5})(rows) for rows in (1, 4, 8)] == [0.5, 0.5, 0.5]
 
 
@@ -79,10 +79,10 @@ def test_more_rows_than_the_maximum_take_proportionally_longer(most):
 
 
 def test_first_run_gives_the_whole_curve():
-    times = RunTimes(8)
+    times = RunTimes(16)
     times.observe(4, 2.0)
     assert times.is_known
-    assert [times(rows) for rows in (1, 4, 8)] == [2.0, 2.0, 4.0]
+    assert [times(rows) for rows in (1, 4, 16)] == [2.0, 2.0, 4.0]
 
 
 @pytest.mark.parametrize("rows", [1, 3, 4, 7, 8])
