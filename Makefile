@@ -4,10 +4,10 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help setup demo test lint types docs protos protos-check serve load bench fuzz asan soak wheel check clean
+.PHONY: help setup demo test lint types docs protos protos-check serve load bench bench-batching fuzz asan soak wheel check clean
 
 help: ## say what there is
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 setup: $(INSTALLED) ## install everything into .venv
 
@@ -32,7 +32,7 @@ protos: $(INSTALLED) ## generate the wire code from protos/
 	$(PYTHON) tools/protos.py
 
 docs: $(INSTALLED) ## write docs/configuration.md and docs/errors.md from the code
-	$(PYTHON) tools/config_docs.py
+	$(PYTHON) -m tools.config_docs
 
 protos-check: $(INSTALLED) ## prove that the wire code is fresh, and loads under protobuf 6 and 7
 	$(PYTHON) tools/protos_check.py
@@ -40,11 +40,14 @@ protos-check: $(INSTALLED) ## prove that the wire code is fresh, and loads under
 serve: $(INSTALLED) ## serve MODELS (default: models)
 	$(VENV)/bin/tensorferry serve --model-repository $(or $(MODELS),models)
 
-load: $(INSTALLED) ## run a load scenario with a verdict (SCENARIO=fraud_steady)
+load: $(INSTALLED) ## run a load scenario with a verdict (SCENARIO=fraud_steady; all: every one)
 	$(PYTHON) -m loadtests.run $(or $(SCENARIO),fraud_steady)
 
 bench: $(INSTALLED) ## measure against other servers in one run (PEERS=1: Triton and mosec too)
 	$(PYTHON) -m loadtests.bench $(if $(PEERS),--peers)
+
+bench-batching: $(INSTALLED) ## measure the batcher against its targets, with plots (PEERS=1 installs Triton, CASES=idle,...)
+	$(PYTHON) -m loadtests.batching $(if $(PEERS),--peers) $(if $(CASES),--cases $(CASES))
 
 fuzz: $(INSTALLED) ## fuzz the extensions, led by coverage (FUZZ_SECONDS=60; SAVE=1 keeps what was found)
 	$(PYTHON) tools/instrumented.py coverage

@@ -16,7 +16,8 @@ from locust.stats import PERCENTILES_TO_REPORT, StatsCSV
 
 from loadtests.grpc_user import BadReply, GrpcUser
 from loadtests.payloads import METHOD, infer_request, output_bytes, score_bytes
-from loadtests.scenario import Scenario, load_scenario
+from loadtests.reading import load_scenario
+from loadtests.scenario import LocustScenario
 from loadtests.shapes import users_at
 
 
@@ -31,7 +32,7 @@ class FraudUser(GrpcUser):
     """Scores the same rows again and again, each call as soon as the last one is answered."""
 
     wait_time = constant(0)
-    scenario: Scenario
+    scenario: LocustScenario
     request: bytes
 
     @task
@@ -55,7 +56,9 @@ class ScenarioShape(LoadTestShape):
 
 @events.init.add_listener
 def _prepare(environment: Environment, **_: object) -> None:
-    FraudUser.scenario = load_scenario(environment.parsed_options.scenario)
+    scenario = load_scenario(environment.parsed_options.scenario)
+    assert isinstance(scenario, LocustScenario)
+    FraudUser.scenario = scenario
     FraudUser.request = infer_request(FraudUser.scenario.model, FraudUser.scenario.rows_per_request)
 
 

@@ -1,63 +1,122 @@
-"""The load tests' parts that are plain functions: scenarios, users over time, verdict, payloads."""
+"""The load tests' parts that are plain functions: scenarios, figures, verdict."""
 
 from __future__ import annotations
 
 import csv
+import json
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from loadtests.payloads import FEATURES, infer_request, infer_response, output_bytes, score_bytes
-from loadtests.run import main
-from loadtests.scenario import ScenarioError, Thresholds, load_scenario, parse, scenario_names
-from loadtests.shapes import users_at
-from loadtests.verdict import Measured, NothingMeasured, judge, read_measured, table
+from loadtests.reading import ScenarioError, load_scenario, parse
+from loadtests.run import conclude, main
+from loadtests.scenario import LocustScenario, OpenLoopScenario, Threshold, scenario_names
+from loadtests.verdict import judge, table
+from loadtests.with_locust import Measured, NothingMeasured, figures_of, read_measured
 
-from tensorferry.wire import open_inference_pb2 as pb
-
-PLAIN = """\
+LOCUST = """\
 description = "A test."
+generator = "locust"
 model = "fraud"
 users = 4
 spawn_rate = 10
 warmup_s = 1
 duration_s = 5
 rows_per_request = 1
-
-[thresholds]
-min_requests_per_s = 100
-max_p99_ms = 250
-max_error_rate = 0.01
 """
-REQUIRED = re.findall(r"^(\w+) = ", PLAIN, re.MULTILINE)
-RATIO = "min_rate_ratio_to_reference = 0.5\n"
+OPEN_LOOP = """\
+description = "A test."
+generator = "openloop"
+connections = 2
+
+[models.scorer]
+kind = "tower"
+max_batch_size = 16
+objective_full_batches = 4
+
+[phases.step]
+parts = { before = 1, after = 2 }
+streams.high = { model = "scorer", load = [0.5, 2], priority = 1 }
+streams.low = { model = "scorer", rate_per_s = 10, arrivals = "mmpp" }
+
+[phases.replay]
+seconds = 3
+streams.fraud = { model = "scorer", rate_per_s = 50, arrivals = "transactions" }
+"""
+ERRORS = """
+[[thresholds]]
+figure = "server.error_rate"
+at_most = 0
+"""
+RATIO = """
+[[thresholds]]
+figure = "after.high.good_per_s"
+at_least = 0.85
+times = "scorer.capacity_per_s"
+"""
+SHIPPED = [
+    "fraud_burst",
+    "fraud_replay",
+    "fraud_steady",
+    "mixed_priorities",
+    "openloop_smoke",
+    "overload",
+    "slow_beside_fast",
+    "smoke",
+]
 
 
-def without(key: str) -> str:
-    return re.sub(rf"^{key} = .*\n", "", PLAIN, flags=re.MULTILINE)
+def locust(text: str) -> LocustScenario:
+    scenario = parse("mine", text)
+    assert isinstance(scenario, LocustScenario)
+    return scenario
 
 
-def changed(key: str, value: str) -> str:
-    assert f"\n{key} = " in "\n" + PLAIN
-    return re.sub(rf"^{key} = .*$", f"{key} = {value}", PLAIN, flags=re.MULTILINE)
+def open_loop(text: str) -> OpenLoopScenario:
+    scenario = parse("mine", text)
+    assert isinstance(scenario, OpenLoopScenario)
+    return scenario
+
+
+def keys(text: str) -> list[str]:
+    return re.findall(r"^(\w+) = ", text, re.MULTILINE)
+
+
+def changed(text: str, old: str, new: str) -> str:
+    assert text.count(old) == 1
+    return text.replace(old, new)
+
+
+def with_value(text: str, key: str, value: str) -> str:
+    assert f"\n{key} = " in "\n" + text
+    return re.sub(rf"^{key} = .*$", f"{key} = {value}", text, flags=re.MULTILINE)
 
 
 class TestShippedScenarios:
     @pytest.mark.parametrize("name", scenario_names())
     def test_is_well_formed(self, name: str):
-        scenario = load_scenario(name)
-        assert scenario.name == name
-        assert scenario.thresholds.max_error_rate == 0.0
+        assert load_scenario(name).name == name
 
-    def test_are_those_that_the_readme_and_the_makefile_name(self):
-        assert scenario_names() == ["fraud_burst", "fraud_steady", "smoke"]
+    @pytest.mark.parametrize("name", scenario_names())
+    def test_asks_that_nothing_fails(self, name: str):
+        scenario = load_scenario(name)
+        none_fails = [
+            each.figure
+            for each in scenario.thresholds
+            if (each.figure.endswith(("error_rate", "errors")) and each.at_most == 0)
+            or (each.figure.endswith("ok_ratio") and each.at_least == 1)
+        ]
+        assert none_fails
+
+    def test_are_those_that_the_readme_names(self):
+        assert scenario_names() == SHIPPED
+        readme = Path("loadtests/README.md").read_text(encoding="utf-8")
+        assert [name for name in SHIPPED if f"`{name}`" not in readme] == []
 
     def test_unknown_name_is_refused_with_those_that_there_are(self):
-        with pytest.raises(ScenarioError, match=r"'nothing'.*fraud_burst, fraud_steady, smoke"):
+        with pytest.raises(ScenarioError, match=r"'nothing'.*fraud_burst, fraud_replay, .*smoke"):
             load_scenario("nothing")
 
     def test_name_is_no_path(self):
@@ -65,45 +124,32 @@ class TestShippedScenarios:
             load_scenario("../scenarios/smoke")
 
 
-class TestScenario:
+class TestLocustScenario:
     def test_reads_every_key(self):
-        scenario = parse("mine", "reference_s = 2\n" + changed("users", "[4, 16]") + RATIO)
+        scenario = locust(with_value("reference_s = 2\n" + LOCUST, "users", "[4, 16]") + ERRORS)
         assert (scenario.name, scenario.users, scenario.reference_s) == ("mine", (4, 16), 2.0)
-        assert scenario.thresholds == Thresholds(100.0, 250.0, 0.01, min_rate_ratio_to_reference=0.5)
+        assert scenario.thresholds == (Threshold(figure="server.error_rate", at_most=0.0),)
 
-    @pytest.mark.parametrize("key", REQUIRED)
+    def test_the_reference_has_figures_if_it_is_measured(self):
+        assert "reference.p99_ms" not in locust(LOCUST + ERRORS).figures()
+        assert "reference.p99_ms" in locust("reference_s = 2\n" + LOCUST + ERRORS).figures()
+
+    @pytest.mark.parametrize("key", keys(LOCUST))
     def test_missing_key_is_refused_by_name(self, key: str):
-        with pytest.raises(ScenarioError, match=rf"scenario 'mine': (thresholds\.)?{key} is missing"):
-            parse("mine", without(key))
+        without = re.sub(rf"^{key} = .*\n", "", LOCUST, flags=re.MULTILINE)
+        with pytest.raises(ScenarioError, match=rf"scenario 'mine': {key} is missing"):
+            parse("mine", without + ERRORS)
 
-    def test_missing_thresholds_are_refused_by_name(self):
-        with pytest.raises(ScenarioError, match=r"thresholds\.min_requests_per_s is missing"):
-            parse("mine", PLAIN.partition("[thresholds]")[0])
-
-    @pytest.mark.parametrize(
-        ("text", "key"),
-        [("user = 4\n" + PLAIN, "user"), (PLAIN + "max_p90_ms = 1\n", r"thresholds\.max_p90_ms")],
-    )
-    def test_unknown_key_is_refused_by_name(self, text: str, key: str):
-        with pytest.raises(ScenarioError, match=rf"unknown key {key};"):
-            parse("mine", text)
-
-    @pytest.mark.parametrize(
-        ("text", "key"),
-        [("max_p99_ms = 1\n" + PLAIN, "max_p99_ms"), (PLAIN + "duration_s = 1\n", r"thresholds\.duration_s")],
-    )
-    def test_key_in_the_wrong_table_is_unknown(self, text: str, key: str):
-        with pytest.raises(ScenarioError, match=rf"unknown key {key};"):
-            parse("mine", text)
-
-    def test_name_is_the_files_and_no_key(self):
-        with pytest.raises(ScenarioError, match="unknown key name;"):
-            parse("mine", 'name = "other"\n' + PLAIN)
+    @pytest.mark.parametrize("key", ["user = 4", "connections = 4", 'name = "other"'])
+    def test_unknown_key_is_refused_by_name(self, key: str):
+        with pytest.raises(ScenarioError, match=rf"unknown key {key.split()[0]};"):
+            parse("mine", key + "\n" + LOCUST + ERRORS)
 
     @pytest.mark.parametrize(
         ("key", "value"),
         [
             ("description", '""'),
+            ("generator", '"wrk"'),
             ("model", "1"),
             ("users", "0"),
             ("users", "[]"),
@@ -116,135 +162,205 @@ class TestScenario:
             ("duration_s", "inf"),
             ("duration_s", '"5"'),
             ("rows_per_request", "0"),
-            ("max_error_rate", "1.5"),
-            ("max_p99_ms", "nan"),
-            ("min_requests_per_s", "false"),
         ],
     )
     def test_value_out_of_bounds_is_refused_by_name(self, key: str, value: str):
         with pytest.raises(ScenarioError, match=rf"{key} must be "):
-            parse("mine", changed(key, value))
-
-    def test_ratio_without_a_reference_is_refused(self):
-        with pytest.raises(ScenarioError, match="reference_s is missing"):
-            parse("mine", PLAIN + RATIO)
-
-    def test_reference_that_nothing_asks_for_is_refused(self):
-        with pytest.raises(ScenarioError, match="no ratio"):
-            parse("mine", "reference_s = 2\n" + PLAIN)
-
-    def test_transport_has_its_own_thresholds_and_the_common_rest(self):
-        scenario = parse("mine", PLAIN + "\n[thresholds.http2]\nmin_requests_per_s = 900\n")
-        assert scenario.thresholds_for("http2") == Thresholds(900.0, 250.0, 0.01)
-        assert scenario.thresholds_for("grpcio") == scenario.thresholds == Thresholds(100.0, 250.0, 0.01)
-
-    @pytest.mark.parametrize(
-        ("lines", "message"),
-        [
-            ("[thresholds.http2]\nmax_p90_ms = 1", r"unknown key thresholds\.http2\.max_p90_ms;"),
-            ("[thresholds.http2]\nmax_p99_ms = -1", r"thresholds\.http2\.max_p99_ms must be"),
-            ("[thresholds.http3]\nmax_p99_ms = 1", r"unknown key thresholds\.http3;"),
-            ("http2 = 1", r"thresholds\.http2 must be a table"),
-            ("[thresholds.http2]\n" + RATIO, "reference_s is missing"),
-        ],
-    )
-    def test_mistake_in_a_transports_thresholds_is_refused_by_name(self, lines: str, message: str):
-        with pytest.raises(ScenarioError, match=message):
-            parse("mine", PLAIN + lines)
+            parse("mine", with_value(LOCUST, key, value) + ERRORS)
 
     def test_what_is_not_toml_is_refused(self):
         with pytest.raises(ScenarioError, match="'mine' isn't TOML"):
             parse("mine", "users: 4")
 
-    def test_thresholds_that_are_no_table_are_refused(self):
-        with pytest.raises(ScenarioError, match="thresholds must be a table"):
-            parse("mine", "thresholds = 4")
 
+class TestOpenLoopScenario:
+    def test_reads_models_phases_and_streams(self):
+        scenario = open_loop(OPEN_LOOP + RATIO)
+        assert (scenario.connections, scenario.rounds) == (2, 1)
+        assert scenario.models["scorer"].objective_full_batches == 4.0
+        step, replay = scenario.phases
+        assert (dict(step.parts), step.seconds) == ({"before": 1.0, "after": 2.0}, 3.0)
+        assert (step.traffic[0].load, step.traffic[0].priority) == ((0.5, 2.0), 1)
+        assert (step.traffic[1].rate_per_s, step.traffic[1].arrivals) == ((10.0,), "mmpp")
+        assert dict(replay.parts) == {"replay": 3.0}
 
-class TestUsersAt:
+    def test_measures_capacity_where_a_stream_refers_to_it(self):
+        assert open_loop(OPEN_LOOP + RATIO).loaded_models() == {"scorer"}
+        rates = changed(OPEN_LOOP, "load = [0.5, 2]", "rate_per_s = [5, 20]")
+        with pytest.raises(
+            ScenarioError, match=r"no figure 'scorer\.capacity_per_s'; there are scorer\.full"
+        ):
+            parse("mine", rates + RATIO)
+
     @pytest.mark.parametrize(
-        ("elapsed_s", "users"),
+        ("old", "new", "message"),
         [
-            (0.0, 2),
-            (3.9, 2),
-            (4.0, 2),
-            (5.9, 2),
-            (6.0, 8),
-            (7.9, 8),
-            (8.0, 1),
-            (9.9, 1),
-            (10.0, None),
-            (99, None),
+            ('kind = "tower"\n', "", r"models\.scorer\.kind is missing"),
+            ('"tower"', '"resnet"', r"models\.scorer\.kind must be one of mlp, tower"),
+            ("max_batch_size", "batch", r"unknown key models\.scorer\.batch;"),
+            ("objective_full_batches = 4", "objective_full_batches = 0.5", "must be a number of at least 1"),
+            ("[models.scorer]", "[models.other]", r"phases\.step\.streams\.high\.model is 'scorer', .*other"),
+            ("parts = ", "part = ", r"unknown key phases\.step\.part;"),
+            ("seconds = 3\n", "", r"phases\.replay\.seconds or phases\.replay\.parts must be there"),
+            ("seconds = 3\n", "seconds = 3\nparts = { a = 1 }\n", "and not both"),
+            ("before = 1", "before = 0", r"phases\.step\.seconds must be a number of at least 0\.1"),
+            ("before = 1", "replay = 1", "two parts have the name 'replay'"),
+            ("before = 1", '"be.fore" = 1', "a name has letters, digits and _"),
+            ("[0.5, 2]", "[0.5, 2, 1]", r"load has 3 numbers, and the phase has 2 parts"),
+            ("[0.5, 2]", "-1", r"phases\.step\.streams\.high\.load must be a number from 0 to 10, or a list"),
+            ("load = [0.5, 2], ", "", "load or .*rate_per_s must be there"),
+            ("rate_per_s = 10,", "rate_per_s = 10, load = 1,", "and not both"),
+            ("rate_per_s = 10,", "rate_per_s = [10, 20],", "'mmpp' have one rate; only poisson"),
+            ("priority = 1", "priority = 0", r"priority must be a whole number above 0"),
+            ("connections = 2", "users = 2", "unknown key users;"),
         ],
     )
-    def test_steps_share_the_duration_after_the_warmup(self, elapsed_s: float, users: int | None):
-        assert users_at(elapsed_s, steps=(2, 8, 1), warmup_s=4.0, duration_s=6.0) == users
+    def test_mistake_is_refused_by_name(self, old: str, new: str, message: str):
+        with pytest.raises(ScenarioError, match=message):
+            parse("mine", changed(OPEN_LOOP, old, new) + RATIO)
 
-    def test_one_step_is_constant(self):
-        run = [users_at(tenth / 10, steps=(5,), warmup_s=1.0, duration_s=2.0) for tenth in range(31)]
-        assert run == [5] * 30 + [None]
-
-    def test_no_step_is_left_out_whatever_the_rounding(self):
-        steps = tuple(range(1, 8))
-        run = {users_at(tick / 100, steps, warmup_s=0.0, duration_s=0.7) for tick in range(71)}
-        assert run == {*steps, None}
+    @pytest.mark.parametrize("table", ["models", "phases"])
+    def test_missing_table_is_refused_by_name(self, table: str):
+        without = re.sub(rf"\[{table}\.\w+\]\n([^\[].*\n|\n)*", "", OPEN_LOOP)
+        with pytest.raises(ScenarioError, match=rf"{table} are missing|and the models are"):
+            parse("mine", without + RATIO)
 
 
-THRESHOLDS = Thresholds(
-    min_requests_per_s=100,
-    max_p99_ms=250,
-    max_error_rate=0.01,
-    min_rate_ratio_to_reference=0.5,
-    max_p99_ratio_to_reference=3.0,
-    p99_allowance_ms=10,
-)
-REFERENCE = Measured(requests=9000, failures=0, answered_per_s=300.0, p99_ms=40.0)
-GOOD = Measured(requests=6000, failures=60, answered_per_s=150.0, p99_ms=130.0)
+class TestThresholds:
+    def test_may_be_asked_of_one_transport(self):
+        own = ERRORS + 'transport = "http2"\n'
+        (threshold,) = locust(LOCUST + own).thresholds
+        assert threshold.transport == "http2"
+
+    @pytest.mark.parametrize(
+        ("old", "new", "message"),
+        [
+            (
+                "after.high.good_per_s",
+                "after.high.goodput",
+                r"no figure 'after\.high\.goodput'; there are after\.",
+            ),
+            (
+                "after.high.good_per_s",
+                "later.high.p99_ms",
+                r"no figure .*; there are figures of after\.high, ",
+            ),
+            (
+                "scorer.capacity_per_s",
+                "scorer.capacity",
+                r"no figure 'scorer\.capacity'; there are scorer\.cap",
+            ),
+            ("at_least = 0.85\n", "", "at_least or at_most must be there"),
+            ("at_least = 0.85\n", "at_least = 0.85\nat_most = 2\n", "and not both"),
+            ("at_least = 0.85", "at_least = nan", "thresholds 1: at_least must be"),
+            ("at_least", "min", "unknown key thresholds 1: min;"),
+            ("[[thresholds]]", "[thresholds]", "thresholds must be tables"),
+            ("times =", 'transport = "http3"\ntimes =', "transport must be one of grpcio, http2"),
+        ],
+    )
+    def test_mistake_is_refused_by_name(self, old: str, new: str, message: str):
+        with pytest.raises(ScenarioError, match=message):
+            parse("mine", OPEN_LOOP + changed(RATIO, old, new))
+
+    def test_what_depends_on_the_machine_must_be_a_ratio(self):
+        absolute = changed(RATIO, 'times = "scorer.capacity_per_s"\n', "")
+        with pytest.raises(
+            ScenarioError, match=r"after\.high\.good_per_s depends on the machine; name in times"
+        ):
+            parse("mine", OPEN_LOOP + absolute)
+
+    def test_a_scenario_without_any_is_refused(self):
+        with pytest.raises(ScenarioError, match="thresholds are missing"):
+            parse("mine", LOCUST)
 
 
-def missed(measured: Measured, *references: Measured, thresholds: Thresholds = THRESHOLDS) -> list[str]:
-    return [check.threshold for check in judge(thresholds, measured, references) if not check.ok]
+RATE = Threshold(figure="a.rate_per_s", at_least=0.5, times="b.rate_per_s")
+P99 = Threshold(figure="a.p99_ms", at_most=3.0, times="b.p99_ms", plus=10.0)
+ERROR_RATE = Threshold(figure="a.error_rate", at_most=0.01)
+GOOD = {
+    "a.rate_per_s": 150.0,
+    "a.p99_ms": 130.0,
+    "a.error_rate": 0.01,
+    "b.rate_per_s": 300.0,
+    "b.p99_ms": 40.0,
+}
+
+
+def oks(figures: dict[str, float | None], transport: str = "") -> list[bool]:
+    return [check.ok for check in judge([RATE, P99, ERROR_RATE], figures, transport)]
 
 
 class TestJudge:
     def test_passes_on_every_threshold_exactly_met(self):
-        assert missed(GOOD, REFERENCE) == []
-        assert len(judge(THRESHOLDS, GOOD, [REFERENCE])) == 5
+        assert oks(GOOD) == [True, True, True]
 
     @pytest.mark.parametrize(
-        ("worse", "reference", "threshold"),
+        ("worse", "expected"),
         [
-            ({"answered_per_s": 99.0}, {"answered_per_s": 150.0}, "requests/s >= 100"),
-            ({"p99_ms": 251.0}, {"p99_ms": 100.0}, "p99 <= 250 ms"),
-            ({"failures": 61}, {}, "error rate <= 0.01"),
-            ({"answered_per_s": 149.0}, {}, "requests/s >= 0.5 x the reference's"),
-            ({"p99_ms": 131.0}, {}, "p99 <= 3 x the reference's + 10 ms"),
+            ({"a.rate_per_s": 149.0}, [False, True, True]),
+            ({"b.rate_per_s": 301.0}, [False, True, True]),
+            ({"a.p99_ms": 131.0}, [True, False, True]),
+            ({"b.p99_ms": 39.0}, [True, False, True]),
+            ({"a.error_rate": 0.011}, [True, True, False]),
         ],
     )
-    def test_fails_on_each_threshold_missed(self, worse: dict, reference: dict, threshold: str):
-        assert missed(replace(GOOD, **worse), replace(REFERENCE, **reference)) == [threshold]
+    def test_fails_on_each_threshold_missed(self, worse: dict, expected: list[bool]):
+        assert oks(GOOD | worse) == expected
 
-    def test_references_count_with_their_mean_rate_and_worst_p99(self):
-        slow = replace(REFERENCE, answered_per_s=100.0, p99_ms=20.0)
-        half_of_the_mean = replace(GOOD, answered_per_s=100.0)
-        assert missed(half_of_the_mean, REFERENCE, slow) == []
-        assert missed(half_of_the_mean, REFERENCE) == ["requests/s >= 0.5 x the reference's"]
-        assert missed(GOOD, slow) == ["p99 <= 3 x the reference's + 10 ms"]
+    @pytest.mark.parametrize("nothing", [None, float("nan")])
+    @pytest.mark.parametrize("name", ["a.rate_per_s", "b.rate_per_s"])
+    def test_what_was_not_measured_has_not_passed(self, name: str, nothing: float | None):
+        checks = judge([RATE, P99], GOOD | {name: nothing})
+        assert [check.ok for check in checks] == [False, True]
+        assert checks[0].measured == f"{name} wasn't measured"
 
-    def test_fails_when_a_ratio_has_no_reference(self):
-        assert missed(GOOD) == ["the reference answers every request"]
+    def test_a_figure_that_is_missing_has_not_passed(self):
+        assert [check.ok for check in judge([RATE], {})] == [False]
 
-    def test_fails_when_the_reference_had_errors(self):
-        assert missed(GOOD, replace(REFERENCE, failures=1)) == ["the reference answers every request"]
+    def test_infinity_is_more_than_any_limit(self):
+        assert oks(GOOD | {"a.p99_ms": float("inf")}) == [True, False, True]
 
-    def test_needs_no_reference_without_ratios(self):
-        assert missed(GOOD, thresholds=Thresholds(100, 250, 0.01)) == []
+    def test_a_ratio_to_nothing_is_judged_by_the_product(self):
+        (check,) = judge([RATE], GOOD | {"b.rate_per_s": 0.0})
+        assert check.ok
+        assert "no ratio to 0" in check.measured
+
+    def test_a_transports_thresholds_are_asked_of_it_alone(self):
+        own = Threshold(figure="a.error_rate", at_most=0.0, transport="http2")
+        assert [check.ok for check in judge([ERROR_RATE, own], GOOD, "http2")] == [True, False]
+        assert [check.ok for check in judge([ERROR_RATE, own], GOOD, "grpcio")] == [True]
 
     def test_table_says_what_was_asked_what_came_and_which_was_missed(self):
-        lines = table(judge(THRESHOLDS, replace(GOOD, p99_ms=300.0), [REFERENCE])).splitlines()
-        assert [line.split()[-1] for line in lines] == ["ok", "yes", "NO", "yes", "yes", "NO"]
-        assert re.fullmatch(r"p99 <= 250 ms +300 ms +NO", lines[2])
-        assert "300 ms (limit 130, reference 40)" in lines[5]
+        lines = table(judge([RATE, P99, ERROR_RATE], GOOD | {"a.p99_ms": 140.0})).splitlines()
+        assert [line.split()[-1] for line in lines] == ["ok", "yes", "NO", "yes"]
+        assert re.fullmatch(
+            r"a\.rate_per_s >= 0\.5 x b\.rate_per_s +0\.5 x \(150 against 300\) +yes", lines[1]
+        )
+        assert re.fullmatch(r"a\.p99_ms <= 3 x b\.p99_ms \+ 10 +3\.5 x \(140 against 40\) +NO", lines[2])
+        assert re.fullmatch(r"a\.error_rate <= 0\.01 +0\.01 +yes", lines[3])
+
+
+MEASURED = Measured(requests=6000, failures=60, answered_per_s=150.0, p99_ms=130.0)
+REFERENCE = Measured(requests=9000, failures=0, answered_per_s=300.0, p99_ms=40.0)
+
+
+class TestLocustFigures:
+    def test_references_count_with_their_mean_rate_and_worst_p99(self):
+        slow = Measured(requests=9000, failures=0, answered_per_s=100.0, p99_ms=20.0)
+        figures = figures_of(MEASURED, [REFERENCE, slow])
+        assert figures["server.error_rate"] == 0.01
+        assert (figures["reference.requests_per_s"], figures["reference.p99_ms"]) == (200.0, 40.0)
+
+    def test_a_reference_with_failures_is_none(self):
+        failing = Measured(requests=100, failures=1, answered_per_s=100.0, p99_ms=20.0)
+        figures = figures_of(MEASURED, [REFERENCE, failing])
+        assert figures["reference.requests_per_s"] is figures["reference.p99_ms"] is None
+        assert figures["reference.error_rate"] == 0.01
+
+    def test_are_those_that_a_scenario_promises(self):
+        assert figures_of(MEASURED).keys() == locust(LOCUST + ERRORS).figures()
+        with_reference = locust("reference_s = 2\n" + LOCUST + ERRORS)
+        assert figures_of(MEASURED, [REFERENCE]).keys() == with_reference.figures()
 
 
 HEADING = ["Type", "Name", "Request Count", "Failure Count", "Requests/s", "Failures/s", "50%", "99%", "100%"]
@@ -263,7 +379,7 @@ class TestReadMeasured:
             ["grpc", "ModelInfer", 1, 1, 1.0, 1.0, 1, 1, 1],
             ["", "Aggregated", 6000, 60, 151.5, 1.5, 20, 130, 400],
         )
-        assert read_measured(path) == GOOD
+        assert read_measured(path) == MEASURED
         assert read_measured(path).error_rate == 0.01
 
     def test_missing_file_measured_nothing(self, tmp_path: Path):
@@ -293,26 +409,34 @@ class TestReadMeasured:
             read_measured(path)
 
 
-class TestPayloads:
-    @pytest.mark.parametrize("rows", [1, 3, 64])
-    def test_request_holds_the_rows_it_names(self, rows: int):
-        request = pb.ModelInferRequest.FromString(infer_request("fraud", rows))
-        (tensor,), (raw,) = request.inputs, request.raw_input_contents
-        assert (request.model_name, tensor.name, tensor.datatype) == ("fraud", "features", "FP32")
-        values = np.frombuffer(raw, np.float32).reshape(list(tensor.shape))
-        assert values.shape == (rows, FEATURES)
-        assert np.isfinite(values).all()
-        assert len(np.unique(values)) > rows
+class TestConclusion:
+    SCENARIO = locust(LOCUST + ERRORS)
+    FIGURES = figures_of(MEASURED)
 
-    def test_same_seed_gives_the_same_request(self):
-        assert infer_request("fraud", 2, seed=1) == infer_request("fraud", 2, seed=1)
-        assert infer_request("fraud", 2, seed=1) != infer_request("fraud", 2, seed=2)
+    def test_passes_if_every_threshold_holds_and_is_written(self, tmp_path: Path, capsys):
+        assert conclude(self.SCENARIO, "http2", {**self.FIGURES, "server.error_rate": 0.0}, tmp_path)
+        verdict = (tmp_path / "verdict.txt").read_text()
+        assert verdict in capsys.readouterr().out
+        assert "transport: http2" in verdict
+        assert verdict.endswith("verdict: passed\n")
 
-    def test_reference_answers_with_as_many_bytes_as_the_rows_scores_take(self):
-        assert output_bytes(infer_response("fraud", 3)) == score_bytes(3) == 12
+    def test_fails_if_one_is_missed(self, tmp_path: Path):
+        assert not conclude(self.SCENARIO, "http2", self.FIGURES, tmp_path)
+        assert (tmp_path / "verdict.txt").read_text().endswith("verdict: FAILED\n")
+        written = json.loads((tmp_path / "verdict.json").read_text())
+        assert not written["passed"]
+        assert [check["ok"] for check in written["checks"]] == [False]
+        assert written["figures"] == self.FIGURES
 
-    def test_empty_reply_holds_no_output(self):
-        assert output_bytes(b"") == 0
+    def test_what_json_cannot_hold_is_null(self, tmp_path: Path):
+        conclude(self.SCENARIO, "http2", {**self.FIGURES, "server.p99_ms": float("inf")}, tmp_path)
+        assert json.loads((tmp_path / "verdict.json").read_text())["figures"]["server.p99_ms"] is None
+
+    def test_a_late_generator_is_named_as_such(self, tmp_path: Path):
+        slip = RATIO.replace("good_per_s", "slip_p99_ms").replace("at_least", "at_most")
+        figures = {"after.high.slip_p99_ms": 9.0, "scorer.capacity_per_s": 1.0}
+        assert not conclude(open_loop(OPEN_LOOP + slip), "http2", figures, tmp_path)
+        assert "the generator was late" in (tmp_path / "verdict.txt").read_text()
 
 
 class TestCommand:
@@ -328,7 +452,7 @@ class TestCommand:
 
     def test_nothing_tested_here_brings_gevent_along(self):
         # It patches the standard library of the process that imports it, and would patch pytest's.
-        modules = ["payloads", "reference", "run", "scenario", "shapes", "verdict"]
+        modules = ["figures", "payloads", "reference", "run", "scenario", "shapes", "verdict"]
         code = f"import sys, {', '.join('loadtests.' + name for name in modules)}; "
         code += "sys.exit(' '.join({'gevent', 'locust', 'torch'} & sys.modules.keys()) or 0)"
         assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -8,6 +8,7 @@ refuses nobody for time: the forecast may be wrong, and only running shows it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -47,30 +48,30 @@ class Admission:
 class Share:
     """One batcher's part of the bytes in flight."""
 
-    __slots__ = ("_admission", "byte_size")
+    __slots__ = ("admission", "byte_size")
 
     def __init__(self, admission: Admission) -> None:
-        self._admission = admission
+        self.admission = admission
         self.byte_size = 0
         admission.shares += 1
 
     def take(self, byte_size: int) -> None:
         """Count bytes as in flight."""
         self.byte_size += byte_size
-        self._admission.byte_size += byte_size
+        self.admission.byte_size += byte_size
 
     def give(self, byte_size: int) -> None:
         """Count bytes as gone."""
         self.byte_size -= byte_size
-        self._admission.byte_size -= byte_size
+        self.admission.byte_size -= byte_size
 
     def close(self) -> None:
         """Leave the server to the others."""
-        self._admission.shares -= 1
+        self.admission.shares -= 1
 
     def refusal(self, byte_size: int) -> str | None:
         """Say why so many bytes more can't be taken; None if they can."""
-        admission = self._admission
+        admission = self.admission
         free = admission.max_bytes - admission.byte_size
         if byte_size > free:
             held = f"{admission.byte_size} bytes are in flight"
@@ -102,19 +103,25 @@ class Gate:
         forecast: Forecast,
         share: Share,
         max_queue_size: int,
+        is_idle: Callable[[], bool],
     ) -> None:
         batching = spec.batching
         self._name = spec.name
         self._queue = queue
         self._forecast = forecast
         self._share = share
+        self._admission = share.admission
         self._levels = batching.priority_levels
         self._default_level = max(0, batching.default_priority_level - 1)
         own = dict(batching.priority_policies)
         self._policies = [own.get(level + 1, batching.queue_policy) for level in range(max(1, self._levels))]
-        self._is_plain = self._levels <= 1 and self._policies[0] == QueuePolicy(
+        self._is_idle = is_idle
+        forecast.is_needed = self._levels > 1 or batching.latency_objective_ms > 0
+        self._has_rules = self._levels > 1 or self._policies[0] != QueuePolicy(
             max_queue_size=self._policies[0].max_queue_size
         )
+        self._is_plain = not (self._has_rules or batching.latency_objective_ms or batching.preserve_ordering)
+        self._plain_bound = self._policies[0].max_queue_size or max_queue_size
         self._max_queue_size = max_queue_size
         self._keeps_order = batching.preserve_ordering
         self._objective_ms = batching.latency_objective_ms
@@ -124,11 +131,25 @@ class Gate:
         self.target_s = objective_s * (1.0 - _HEADROOM)
         self.late_s = objective_s * _LATE_FROM
 
-    def admit(self, request: Pending, now: float, is_idle: bool) -> Refused | None:
+    def admit(self, request: Pending, now: float) -> Refused | None:
         """Give the request its place in the order, or say why it is refused."""
-        policy = self._policies[0]
         request.enqueued_at = now
-        if not self._is_plain or request.timeout_s or request.priority:
+        if self._is_plain and not request.timeout_s:
+            # The common case, in a few comparisons. A half: then no share can be at its bound.
+            admission, waiting, deadline = self._admission, self._queue.count, request.deadline
+            if (
+                waiting < self._plain_bound
+                and (admission.byte_size + request.byte_size) * 2 < admission.max_bytes
+                and deadline > now + self._forecast.whole_s * (2.0 + waiting)
+            ):
+                if deadline == NEVER:
+                    request.due = now + _PATIENCE_S
+                else:
+                    request.due = deadline
+                    self._forecast.is_needed = True
+                return None
+        policy = self._policies[0]
+        if self._has_rules or request.timeout_s or request.priority:
             if request.priority > self._levels > 0:
                 return self._unknown_level(request)
             policy = self._rules_for(request, now)
@@ -141,7 +162,7 @@ class Gate:
             request.due = due if due != NEVER else now + _PATIENCE_S
         refused = self._over_bounds(request, policy)
         if refused is None and (request.deadline != NEVER or request.limit != NEVER):
-            refused = self._too_late(request, now, is_idle)
+            refused = self._too_late(request, now)
         return refused
 
     def delay(self, request: Pending, now: float) -> bool:
@@ -205,7 +226,7 @@ class Gate:
         queue = self._queue
         most = policy.max_queue_size
         # Each level has the bound for itself: else a flood of the lowest would shut the highest out.
-        waiting = queue.own_counts[request.level]
+        waiting = queue.counts[request.level] + queue.delayed_counts[request.level]
         if waiting >= (most or self._max_queue_size):
             return Refused(
                 "max_queue_size",
@@ -220,7 +241,8 @@ class Gate:
             )
         return None
 
-    def _too_late(self, request: Pending, now: float, is_idle: bool) -> Refused | None:
+    def _too_late(self, request: Pending, now: float) -> Refused | None:
+        self._forecast.is_needed = True
         if request.deadline <= now:
             return Refused(
                 "deadline",
@@ -229,7 +251,9 @@ class Gate:
                 ),
             )
         queue, forecast = self._queue, self._forecast
-        if is_idle or (not self.target_s and request.limit - now > forecast.drained_s(queue.count)):
+        if not self.target_s and request.limit - now > forecast.drained_s(queue.count):
+            return None
+        if self._is_idle():
             return None
         first = queue.first(now)
         first_limit = NEVER
@@ -238,11 +262,11 @@ class Gate:
         ahead = queue.rows_before(request.level, request.due)
         rows = request.bound.rows
         if 1 < self._levels == request.level + 1:
-            request.predicted_at = forecast.lowest_completion(now, ahead, rows)
+            predicted_at = forecast.lowest_completion(now, ahead, rows)
         else:
-            request.predicted_at = forecast.completion(now, ahead, rows, first_limit)
+            predicted_at = forecast.completion(now, ahead, rows, first_limit)
         # A deadline is the caller's own risk; the objective is a promise, and is given with a margin.
-        promised = request.predicted_at + (forecast.margin_s if self.target_s else 0.0)
-        if request.predicted_at > request.call_deadline or (self.target_s and promised > now + self.target_s):
+        promised = predicted_at + (forecast.margin_s if self.target_s else 0.0)
+        if predicted_at > request.call_deadline or (self.target_s and promised > now + self.target_s):
             return self.refuse_late(request, promised)
         return None

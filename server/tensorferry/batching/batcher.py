@@ -102,6 +102,7 @@ class Batcher:
         self._spec = spec
         self._executor = executor
         self._clock = clock
+        self._admission = admission
         self._share = Share(admission)
         self._limits = limits_of(spec)
         self._is_greedy = self._limits.is_greedy
@@ -109,7 +110,7 @@ class Batcher:
         self._queue = WaitingQueue(max(1, spec.batching.priority_levels))
         self._lowest = max(0, spec.batching.priority_levels - 1)
         self._forecast = Forecast(self._limits.max_rows, executor.idle, run_s or {}, objective_s)
-        self._gate = Gate(spec, self._queue, self._forecast, self._share, max_queue_size)
+        self._gate = Gate(spec, self._queue, self._forecast, self._share, max_queue_size, self._is_idle)
         self._expiry = Expiry(clock, self._expired)
         self._in_order = InOrder() if spec.batching.preserve_ordering else None
         self._again: deque[Batch] = deque()  # halves of failed batches, before everything else
@@ -134,14 +135,14 @@ class Batcher:
         """
         now = self._clock.now()
         queue = self._queue
-        self._forecast.arrived(request.bound.rows)
-        is_idle = not queue.count and not self._again and self._executor.idle > 0
-        refused = self._gate.admit(request, now, is_idle)
+        self._forecast.arrived_rows += request.bound.rows
+        refused = self._gate.admit(request, now)
         if refused is not None:
             raise self._turned_away(request, refused)
-        if request.level < self._lowest:
-            self._forecast.arrived_above(request.bound.rows)
-        self._share.take(request.byte_size)
+        if self._lowest and request.level < self._lowest:
+            self._forecast.above_rows += request.bound.rows
+        self._share.byte_size += request.byte_size  # as ``Share.take``, on every request's way
+        self._admission.byte_size += request.byte_size
         if self._in_order is not None:
             self._in_order.join(request)
         queue.push(request)
@@ -151,6 +152,9 @@ class Batcher:
             self._gathered = 0
             self._gather_end = now + _MAX_GATHER_S
             self._flush_handle = self._clock.call_soon(self._gather)
+
+    def _is_idle(self) -> bool:
+        return not self._queue.count and not self._again and self._executor.idle > 0
 
     def _turned_away(self, request: Pending, refused: Refused) -> TensorferryError:
         request.state = DONE
@@ -273,7 +277,11 @@ class Batcher:
         queue, most = self._queue, self._limits.max_rows
         if self._is_greedy:
             place = queue.first(now)
-            return None if place is None else self._sized(place, most, now)
+            if place is None:
+                return None
+            if place.head.limit == NEVER and not self._lowest:
+                return place, most, most
+            return self._sized(place, most, now)
         hold_end = NEVER
         turn = queue.turn(now)
         for place in chain([turn] if turn else [], queue.places()):
@@ -339,8 +347,8 @@ class Batcher:
         now = self._clock.now()
         late: list[Pending] = []
         for request in requests:
-            if request.entry is not None:
-                self._expiry.forget(request)
+            if (entry := request.entry) is not None:
+                entry[2] = request.entry = None  # as ``Expiry.forget``: this is every request's way
             if request.state != DONE:
                 request.state = RUNNING
                 if request.deadline <= now and not self._gate.delay(request, now):

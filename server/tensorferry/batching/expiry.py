@@ -40,7 +40,8 @@ class Expiry:
         if len(heap) > 2 * waiting + _SLACK:
             self._heap = heap = [each for each in heap if each[2] is not None]
             heapq.heapify(heap)
-        self.forget(request)
+        if request.entry is not None:
+            self.forget(request)
         self._order += 1
         request.entry = [request.deadline, self._order, request]
         heapq.heappush(heap, request.entry)

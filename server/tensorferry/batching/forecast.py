@@ -39,6 +39,10 @@ _LEAST_ROOM: Final = 0.02
 #: Steps after which the size of a batch at a given rate is near its fixed point.
 _SETTLED_AFTER: Final = 4
 
+#: While nobody asks for a forecast, one run in so many is learned from, after the first ones: it
+#: costs as much as two requests, and batches may be of one.
+_SAMPLE: Final = 8
+
 #: The margin is what keeps the first request of this share of batches in time: it grows by a step
 #: with each that is late and shrinks by a nineteenth of one with each that isn't (stochastic
 #: approximation; Robbins and Monro, 1951). A step is this share of the objective.
@@ -60,22 +64,29 @@ class Forecast:
         self._seed = seed
         self._times: dict[int, RunTimes] = {}
         self._slowest = RunTimes(max_rows, seed)
-        self._whole_s = self._slowest(max_rows)
+        #: Expected seconds of the largest batch; 0.0 while nothing is known.
+        self.whole_s = self._slowest(max_rows)
         #: Batches that run: when each started, and is expected to end.
         self._runs: dict[Batch, tuple[float, float]] = {}
         # The last batch of a lone stream that others waited behind: it holds the stream until the
         # next one starts. (rows, started_at, finished_at)
         self._last: tuple[int, float, float] | None = None
-        self._arrived_rows = 0
+        #: Rows that were asked for since the last batch started, admitted or not. The batcher adds.
+        self.arrived_rows = 0
         self._rate = 0.0
         self._rate_at = 0.0
-        self._above_rows = 0
+        #: Rows of levels above the lowest since the count began. The batcher adds.
+        self.above_rows = 0
         self._above_rate = 0.0
         self._above_at = 0.0
         self._shared: int | None = None  # settled once for each batch that starts
         self._step_s = _MARGIN_STEP * objective_s
         self._most_margin_s = _MOST_MARGIN * objective_s
         self.margin_s = 0.0
+        #: Whether anybody asks: there is an objective, levels, or a request came with a deadline. Until then
+        #: a batch is little looked at.
+        self.is_needed = False
+        self._unasked = 0
 
     @property
     def expected(self) -> RunTimes:
@@ -84,20 +95,12 @@ class Forecast:
 
     def drained_s(self, waiting: int) -> float:
         """Return a bound on the seconds until all is done that runs or waits, and one batch more."""
-        return self._whole_s * (2.0 + waiting)
+        return self.whole_s * (2.0 + waiting)
 
     @property
     def is_overloaded(self) -> bool:
         """Whether rows come faster than the streams can run them in whole batches, or nearly so."""
-        return self._rate * self._whole_s > _OVERLOAD * self._max_rows * self._streams
-
-    def arrived(self, rows: int) -> None:
-        """Count rows that were asked for, admitted or not."""
-        self._arrived_rows += rows
-
-    def arrived_above(self, rows: int) -> None:
-        """Count rows of a level above the lowest, beside counting them as arrived."""
-        self._above_rows += rows
+        return self._rate * self.whole_s > _OVERLOAD * self._max_rows * self._streams
 
     def shared_rows(self, now: float) -> int:
         """Return how many rows a batch may have that carries the lowest level.
@@ -114,10 +117,10 @@ class Forecast:
     def _shared_rows(self, now: float) -> int:
         passed_s = now - self._above_at
         if passed_s >= _ABOVE_WINDOW_S:
-            self._above_rate = self._above_rows / passed_s
-            self._above_rows = 0
+            self._above_rate = self.above_rows / passed_s
+            self.above_rows = 0
             self._above_at = now
-        rate = max(self._above_rate, self._above_rows / _ABOVE_WINDOW_S)
+        rate = max(self._above_rate, self.above_rows / _ABOVE_WINDOW_S)
         expected = self._slowest
         if not rate or not expected.is_known:
             return self._max_rows
@@ -134,13 +137,15 @@ class Forecast:
             self._last = None
             self._learn(0, rows, now - started_at)
         self._runs[batch] = now, now + self._slowest(batch.rows)
+        if not self.is_needed:
+            return
         passed_s = now - self._rate_at
         if passed_s > 0.0:
-            window_s = min(_RATE_WINDOW_S, _RATE_RUNS * self._whole_s)
+            window_s = min(_RATE_WINDOW_S, _RATE_RUNS * self.whole_s)
             weight = 1.0 - math.exp(-passed_s / window_s) if window_s else 1.0
-            self._rate += weight * (self._arrived_rows / passed_s - self._rate)
+            self._rate += weight * (self.arrived_rows / passed_s - self._rate)
             self._rate_at = now
-            self._arrived_rows = 0
+            self.arrived_rows = 0
 
     def finished(self, batch: Batch, stream: int, now: float, is_good: bool, waiting: int) -> None:
         """Note that a stream has brought a batch back, and learn from one that ran well.
@@ -152,6 +157,10 @@ class Forecast:
         started_at, _ = self._runs.pop(batch)
         if not is_good:
             return
+        if not self.is_needed:
+            self._unasked += 1
+            if self._unasked > _SAMPLE and self._unasked % _SAMPLE:
+                return
         if waiting and self._streams == 1:
             self._last = batch.rows, started_at, now
         else:
@@ -171,7 +180,7 @@ class Forecast:
         times.observe(rows, seconds)
         if len(self._times) > 1:
             self._slowest = max(self._times.values(), key=self._whole_batch)
-        self._whole_s = self._slowest(self._max_rows)
+        self.whole_s = self._slowest(self._max_rows)
 
     def answered(self, late: bool) -> None:
         """Learn from a batch under an objective: whether its first request was answered late."""
@@ -201,10 +210,10 @@ class Forecast:
             size = self._max_rows
             # The streams take whole batches in turns: all rounds but the last at once.
             rounds = max(0, -(-(before + rows) // size) - 1) // self._streams
-            free = [each + rounds * self._whole_s for each in free]
+            free = [each + rounds * self.whole_s for each in free]
             before = max(0, before - rounds * self._streams * size)
             while before and before + rows > size:
-                heapq.heapreplace(free, free[0] + self._whole_s)
+                heapq.heapreplace(free, free[0] + self.whole_s)
                 before = max(0, before - size)
             start = free[0]
         joining = self._rate * (start - now)
@@ -220,7 +229,7 @@ class Forecast:
             return now
         shared = self.shared_rows(now)
         run_s = self._slowest(max(rows, shared))
-        rate = max(self._above_rate, self._above_rows / _ABOVE_WINDOW_S)
+        rate = max(self._above_rate, self.above_rows / _ABOVE_WINDOW_S)
         room = max(_LEAST_ROOM * shared, shared - rate * run_s / self._streams)
         before = math.ceil((rows_ahead + rows) / room) - 1
         ends = sorted([max(now, end) for _, end in self._runs.values()])

@@ -23,16 +23,17 @@ _due: Final = attrgetter("due")
 class Lane:
     """A sorted queue. Requests with equal ``due`` keep the order in which they came."""
 
-    __slots__ = ("_items",)
+    __slots__ = ("items",)
 
     def __init__(self) -> None:
+        #: Read and appended to by the queue alone, on every request's way.
         # A list: taking from its front moves the rest, 8 bytes each, which for thousands takes
         # less than a microsecond; a deque can't be bisected.
-        self._items: list[Pending] = []
+        self.items: list[Pending] = []
 
     def push(self, request: Pending) -> None:
         """Put a waiting request in its place."""
-        items = self._items
+        items = self.items
         if not items or request.due >= items[-1].due:
             items.append(request)
         else:
@@ -40,7 +41,7 @@ class Lane:
 
     def head(self) -> Pending | None:
         """Return the most urgent request; None if nothing waits."""
-        items = self._items
+        items = self.items
         if items and items[0].state == WAITING:
             return items[0]
         for index, request in enumerate(items):
@@ -52,34 +53,34 @@ class Lane:
 
     def is_last(self, due: float) -> bool:
         """Whether a new request due then would leave after all that are here."""
-        return not self._items or self._items[-1].due <= due
+        return not self.items or self.items[-1].due <= due
 
     def rows_before(self, due: float) -> int:
         """Return the rows that leave before a new request due then. Costs a pass."""
-        before = self._items[: bisect_right(self._items, due, key=_due)]
+        before = self.items[: bisect_right(self.items, due, key=_due)]
         return sum([request.bound.rows for request in before if request.state == WAITING])
 
     def take(self, max_rows: int) -> list[Pending]:
         """Remove and return what fits ``max_rows`` rows, in order; at least one if anything waits."""
         taken: list[Pending] = []
         rows = end = 0
-        for request in self._items:
+        for request in self.items:
             if request.state == WAITING:
                 rows += request.bound.rows
                 if rows > max_rows and taken:
                     break
                 taken.append(request)
             end += 1
-        del self._items[:end]
+        del self.items[:end]
         return taken
 
     def remove(self, request: Pending) -> None:
         """Remove a request that waits here. Costs a pass."""
-        self._items.remove(request)
+        self.items.remove(request)
 
     def sweep(self) -> None:
         """Drop those that got their outcome. Costs a pass."""
-        self._items = [request for request in self._items if request.state == WAITING]
+        self.items = [request for request in self.items if request.state == WAITING]
 
     def __iter__(self) -> Iterator[Pending]:
-        return (request for request in self._items if request.state == WAITING)
+        return (request for request in self.items if request.state == WAITING)

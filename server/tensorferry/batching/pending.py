@@ -38,12 +38,11 @@ class Pending:
     highest; 0: the model's default). ``on_done`` is called on the loop thread, exactly once, with
     this object; by then it has its outputs or its ``error``. It must not raise.
 
-    The batcher's own: ``level`` (an index, 0 is the highest priority; ``home``: before it
-    was delayed), ``entry`` (its place in the expiry heap), ``due`` (an instant that
+    The batcher's own: ``level`` (an index, 0 is the highest priority; of one that was
+    delayed, the last), ``entry`` (its place in the expiry heap), ``due`` (an instant that
     orders the queue), ``limit`` (the instant by which the answer must be there: the nearest of
     deadline and objective; NEVER if there is none), ``call_deadline`` (``deadline`` as the caller
-    set it: the queue's own timeout may be nearer), ``predicted_at`` (when the answer was expected
-    as the request was admitted; 0.0 if nobody asked).
+    set it: the queue's own timeout may be nearer).
     """
 
     __slots__ = (
@@ -58,12 +57,10 @@ class Pending:
         "entry",
         "error",
         "first_row",
-        "home",
         "level",
         "limit",
         "on_done",
         "parts",
-        "predicted_at",
         "priority",
         "state",
         "timeout_s",
@@ -81,8 +78,8 @@ class Pending:
         self.bound = bound
         self.on_done = on_done
         self.deadline = self.call_deadline = self.limit = deadline
-        self.level = self.home = 0
-        self.due = self.predicted_at = 0.0
+        self.level = 0
+        self.due = 0.0
         self.entry: list[Any] | None = None
         self.timeout_s = timeout_s
         self.priority = priority

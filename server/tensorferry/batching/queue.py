@@ -43,24 +43,33 @@ class Place(NamedTuple):
 class WaitingQueue:
     """Waiting requests of ``levels`` priority levels; level 0 is the highest."""
 
-    __slots__ = ("_dead", "_lanes", "_passed", "byte_size", "count", "counts", "own_counts", "rows")
+    __slots__ = ("_dead", "_lanes", "_passed", "count", "counts", "delayed_counts", "rows")
 
     def __init__(self, levels: int = 1) -> None:
         self._lanes: list[dict[Key, Lane]] = [{} for _ in range(levels + 1)]
         self._dead = 0
         self._passed = 0
         self.count = 0
-        self.byte_size = 0
         #: By level: requests, and their rows. The last level holds the delayed ones.
         self.counts = [0] * (levels + 1)
-        #: By the level at which they came, the delayed ones too.
-        self.own_counts = [0] * (levels + 1)
+        #: The delayed ones, by the level at which they came.
+        self.delayed_counts = [0] * (levels + 1)
         self.rows = [0] * (levels + 1)
 
     def push(self, request: Pending) -> None:
         """Add a waiting request to its level."""
-        request.home = request.level
-        self._enter(request)
+        level, bound = request.level, request.bound
+        lane = self._lanes[level].get(bound.key)
+        if lane is None:
+            lane = self._lanes[level][bound.key] = Lane()
+        items = lane.items
+        if items and items[-1].due > request.due:
+            lane.push(request)
+        else:
+            items.append(request)
+        self.count += 1
+        self.counts[level] += 1
+        self.rows[level] += bound.rows
 
     def forget(self, request: Pending) -> None:
         """Account for a waiting request that just got its outcome without running."""
@@ -73,18 +82,17 @@ class WaitingQueue:
         """Move a waiting request behind all others, in the order of its (new) ``due``."""
         self._lanes[request.level][request.bound.key].remove(request)
         self._left(request)
+        request.priority = request.level + 1
+        self.delayed_counts[request.level] += 1
         request.level = len(self._lanes) - 1
-        self._enter(request)
-
-    @property
-    def delayed_level(self) -> int:
-        """The index of the level of the delayed."""
-        return len(self._lanes) - 1
+        self.push(request)
 
     def first(self, now: float) -> Place | None:
         """Return whose turn it is; None if nothing waits."""
         if not self.count:
             return None
+        if self.counts[0] == self.count:
+            return self._most_urgent(0)
         for level, count in enumerate(self.counts):
             if count:
                 return self.turn(now) or self._most_urgent(level)
@@ -132,6 +140,9 @@ class WaitingQueue:
         if lane is None:
             return []  # since the place was chosen, the last of them have been ended and swept
         taken = lane.take(max(1, max_rows // 2) if is_turn else max_rows)
+        if self.count == len(taken) == self.counts[0]:
+            self.count = self.counts[0] = self.rows[0] = self._passed = 0
+            return taken  # everything, and of one kind: the common case
         if self.count > len(taken):
             rows = sum([request.bound.rows for request in taken])
             self._fill(taken, place, rows, max_rows if shared_rows is None else shared_rows)
@@ -158,24 +169,12 @@ class WaitingQueue:
         """Return everything that waits, level by level, lane by lane."""
         return [request for lanes in self._lanes for lane in lanes.values() for request in lane]
 
-    def _enter(self, request: Pending) -> None:
-        level, bound = request.level, request.bound
-        lane = self._lanes[level].get(bound.key)
-        if lane is None:
-            lane = self._lanes[level][bound.key] = Lane()
-        lane.push(request)
-        self.count += 1
-        self.counts[level] += 1
-        self.own_counts[request.home] += 1
-        self.rows[level] += bound.rows
-        self.byte_size += request.byte_size
-
     def _left(self, request: Pending) -> None:
         self.count -= 1
         self.counts[request.level] -= 1
-        self.own_counts[request.home] -= 1
         self.rows[request.level] -= request.bound.rows
-        self.byte_size -= request.byte_size
+        if request.level == len(self._lanes) - 1:
+            self.delayed_counts[request.priority - 1] -= 1
 
     def _most_urgent(self, level: int) -> Place:
         lanes = self._lanes[level]

@@ -26,9 +26,9 @@ _GAIN: Final = 0.1
 _LEAST_RATIO: Final = 0.5
 _MOST_RATIO: Final = 2.0
 
-#: Points that none of so many runs has measured go this share of the way at each that follows.
-_STALE_AFTER: Final = 64
-_DRIFT: Final = 0.05
+#: Points that none of so many runs has measured go this share of the way, once in so many runs.
+_STALE_AFTER: Final = 32
+_DRIFT: Final = 0.5
 
 #: Time for twice the rows against time for the rows: 2 is linear, and caches that overflow add to it.
 _STEEPEST: Final = 3.0
@@ -103,19 +103,31 @@ class RunTimes:
         point that a bad moment has raised would else keep batches of its size from ever being
         tried again. Whatever is known, more rows take no less time, and twice the rows no more than thrice.
         """
-        nodes, anchor, measured = self._nodes, self._anchor, self._measured
-        scale = nodes[low] / anchor[low]
+        nodes, measured = self._nodes, self._measured
         self._runs += 1
         measured[low] = measured[high] = self._runs
-        for index in range(len(nodes)):
-            if self._runs - measured[index] > _STALE_AFTER:
-                nodes[index] += _DRIFT * (anchor[index] * scale - nodes[index])
+        if self._runs % _STALE_AFTER == 0:
+            self._drift(nodes[low] / self._anchor[low])
         if nodes[high] < nodes[low]:
             nodes[low] = nodes[high] = (nodes[low] + nodes[high]) / 2
         for index in range(low - 1, -1, -1):
-            nodes[index] = min(max(nodes[index], nodes[index + 1] / _STEEPEST), nodes[index + 1])
+            least, most = nodes[index + 1] / _STEEPEST, nodes[index + 1]
+            if least <= nodes[index] <= most:
+                break  # and so do those below
+            nodes[index] = min(max(nodes[index], least), most)
         for index in range(high + 1, len(nodes)):
-            nodes[index] = min(max(nodes[index], nodes[index - 1]), _STEEPEST * nodes[index - 1])
+            least, most = nodes[index - 1], _STEEPEST * nodes[index - 1]
+            if least <= nodes[index] <= most:
+                break
+            nodes[index] = min(max(nodes[index], least), most)
+
+    def _drift(self, scale: float) -> None:
+        nodes, anchor = self._nodes, self._anchor
+        for index, run in enumerate(self._measured):
+            if self._runs - run >= _STALE_AFTER:
+                nodes[index] += _DRIFT * (anchor[index] * scale - nodes[index])
+        for index in range(1, len(nodes)):
+            nodes[index] = max(nodes[index], nodes[index - 1])
 
     def _plant(self, seed: dict[int, float]) -> None:
         """Take the seed's times as they are, with lines between; below them level.

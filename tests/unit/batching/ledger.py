@@ -184,7 +184,8 @@ def assert_idle(station: Station) -> None:
     batcher = station.batcher
     assert station.admission.byte_size == 0
     assert batcher.in_flight == 0
-    assert (batcher._queue.count, batcher._queue.byte_size) == (0, 0)
+    assert batcher._queue.count == 0
+    assert not any(batcher._queue.delayed_counts)
     assert not any(batcher._queue.counts)
     assert not any(batcher._queue.rows)
     assert batcher._queue.waiting() == []

@@ -21,7 +21,22 @@ def batch(rows: int = 1, at: float = 0.0) -> Batch:
 
 
 def forecast(streams: int = 1, seed=None, objective_s: float = 0.0, max_rows: int = 8) -> Forecast:
-    return Forecast(max_rows, streams, SEED if seed is None else seed, objective_s)
+    forecast = Forecast(max_rows, streams, SEED if seed is None else seed, objective_s)
+    forecast.is_needed = True
+    return forecast
+
+
+def test_while_nobody_asks_one_run_in_eight_is_learned_from_after_the_first_ones():
+    idle = Forecast(8, 1, SEED, 0.0)
+    learned = []
+    for number in range(64):
+        before = idle.expected(1)
+        each = batch()
+        idle.started(each, float(number))
+        idle.finished(each, 0, number + 2 * before, True, 0)
+        if idle.expected(1) != before:
+            learned.append(number)
+    assert learned == [*range(8), *range(15, 64, 8)]
 
 
 # -- completion ---------------------------------------------------------------------------------
@@ -110,7 +125,7 @@ def busy_with_arrivals(rows_per_s: int, max_rows: int = 8, seconds: int = 10) ->
     """A stream that takes a second for a batch of any size, and has just started one."""
     known = forecast(seed={1: 1.0, max_rows: 1.0}, max_rows=max_rows)
     for second in range(seconds):
-        known.arrived(rows_per_s)
+        known.arrived_rows += rows_per_s
         running = batch(1)
         known.started(running, float(second + 1))
         if second + 1 < seconds:
@@ -120,7 +135,7 @@ def busy_with_arrivals(rows_per_s: int, max_rows: int = 8, seconds: int = 10) ->
 
 def test_batch_is_expected_to_grow_by_what_arrives_until_it_leaves():
     known = forecast()
-    known.arrived(6)
+    known.arrived_rows += 6
     known.started(batch(2), 1.0)
     # 6 rows a second for 2 seconds: the batch will be full.
     assert known.completion(1.0, 0, 1, NEVER) == pytest.approx(3.0 + 8.0)
@@ -130,7 +145,7 @@ def test_batch_is_expected_to_grow_by_what_arrives_until_it_leaves():
 
 def test_burst_that_is_over_is_forgotten():
     known = forecast()
-    known.arrived(1000)
+    known.arrived_rows += 1000
     running = batch(1)
     known.started(running, 1.0)
     known.finished(running, 0, 2.0, True, 0)

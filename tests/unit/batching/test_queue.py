@@ -37,7 +37,7 @@ def forget(queue: WaitingQueue, request: Pending) -> None:
 
 
 def entries(queue: WaitingQueue) -> int:
-    return sum(len(lane._items) for lanes in queue._lanes for lane in lanes.values())
+    return sum(len(lane.items) for lanes in queue._lanes for lane in lanes.values())
 
 
 def head_of(queue: WaitingQueue, now: float = 0.0) -> Pending:
@@ -74,19 +74,19 @@ def test_empty_queue_has_no_place_and_no_count():
     queue = WaitingQueue()
     assert queue.first(0.0) is None
     assert list(queue.places()) == []
-    assert (len(queue), queue.byte_size, queue.waiting()) == (0, 0, [])
+    assert (len(queue), queue.waiting()) == (0, [])
 
 
 def test_counts_are_of_what_waits():
     first, second, low = pending(rows=2, size=3), pending(size=5), pending(rows=4, level=1)
     queue = filled(first, second, low, levels=2)
-    assert (len(queue), queue.byte_size) == (3, 15)
+    assert len(queue) == 3
     assert (queue.counts, queue.rows) == ([2, 1, 0], [3, 4, 0])
     forget(queue, first)
-    assert (len(queue), queue.byte_size, queue.counts) == (2, 9, [1, 1, 0])
+    assert (len(queue), queue.counts) == (2, [1, 1, 0])
     assert queue.take(queue.first(0.0), 1) == [second]
     assert queue.take(queue.first(0.0), 8) == [low]
-    assert (len(queue), queue.byte_size) == (0, 0)
+    assert len(queue) == 0
     assert (queue.counts, queue.rows, queue.waiting()) == ([0, 0, 0], [0, 0, 0], [])
 
 
@@ -208,7 +208,7 @@ def test_delayed_request_leaves_after_all_others_and_is_still_counted():
     delayed, low = pending(due=1.0, key=WIDE), pending(due=2.0, level=1)
     queue = filled(delayed, low, levels=2)
     queue.delay(delayed)
-    assert delayed.level == queue.delayed_level == 2
+    assert delayed.level == 2
     assert (queue.counts, len(queue)) == ([0, 1, 1], 2)
     assert [queue.take(queue.first(0.0), 8) for _ in range(2)] == [[low], [delayed]]
 
@@ -349,7 +349,6 @@ def test_queue_agrees_with_a_plain_list(operations):
             assert queue.take(place, number) == expected
             model.waiting = [each for each in model.waiting if each not in expected]
         assert len(queue) == len(model.waiting)
-        assert queue.byte_size == sum(each.byte_size for each in model.waiting)
         for index in range(LEVELS + 1):
             mine = [each for each in model.waiting if each.level == index]
             assert (queue.counts[index], queue.rows[index]) == (len(mine), sum(each.rows for each in mine))

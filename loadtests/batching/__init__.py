@@ -1,0 +1,1 @@
+"""The batcher's targets, measured by one command: ``python -m loadtests.batching``."""
