@@ -88,7 +88,7 @@ def _finish(figures: Sequence[Figure], failures: Sequence[str], options: argpars
         "",
         f"{options.rounds} rounds, {options.seconds:g} s a run; ratios are taken within a round.",
         f"idle, half: {ONE_CORE.says}; compute: {BOTH_CORES.says};",
-        f"overload, priorities, fairness: {layout.says}, {options.rows} rows a call of the wide model.",
+        f"overload, priorities, fairness: {layout.says}, {options.rows} rows a call of the deep model.",
         *failures,
     ]
     text = "\n".join(lines)
@@ -116,7 +116,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--seconds", type=float, default=3.0, help="of each run")
     add("--layout", choices=list(LAYOUTS), default="one", help="of overload, priorities, fairness")
     add(
-        "--rows", type=int, default=4, help="of a call in those: more rows, fewer calls for the same run time"
+        "--rows",
+        type=int,
+        default=16,
+        help="of a call in those: with more, fewer calls for the same run",
     )
     add("--peers", action="store_true", help="install Triton where it isn't, in .cache/peers")
     add("--out", type=Path, default=Path("reports/batching"))

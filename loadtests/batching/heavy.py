@@ -10,9 +10,9 @@ from typing import Final
 
 from loadtests.batching.models import (
     OBJECTIVE_MS,
-    calibrated_width,
+    calibrated_depth,
+    write_deep,
     write_light,
-    write_wide,
 )
 from loadtests.batching.servers import Bench, Server, offer, ours, report_of, started
 from loadtests.batching.verdict import Bound, Figure, Value, between, drift, recovered_after_s, value_of
@@ -33,28 +33,32 @@ _LIGHT_RATE: Final = 300.0
 
 @contextmanager
 def heavy_server(bench: Bench) -> Iterator[Server]:
-    """Start a server with the wide models and the light ones, in the layout for heavy cases."""
+    """Start a server with the deep models and the light ones, in the layout for heavy cases."""
     repository = bench.scratch / "heavy"
     if not repository.is_dir():
-        width = calibrated_width()
-        print(f"    the wide model: 30 -> {width} -> {width} -> 1", flush=True)
-        write_wide(repository, width)
+        depth = calibrated_depth()
+        print(f"    the deep model: 30 -> {depth} x 256 -> 1", flush=True)
+        write_deep(repository, depth)
         write_light(repository)
     with started(ours(repository), bench.heavy) as server:
         yield server
 
 
 def peak_of(server: Server, rows: int) -> float:
-    """Return the most calls/s that the wide model answers, without an objective, in a closed loop."""
+    """Return the most calls/s that the deep model answers, without an objective, in a closed loop."""
     return server.capacity(server.messages("plain", rows)[0], _PEAK_S)
 
 
 @dataclass(frozen=True, slots=True)
 class _Burst:
-    """A run at half of the peak, twice the peak, and half again. ``during`` is the burst alone."""
+    """A run at half of the peak, twice the peak, and half again. ``during`` is the burst alone.
+
+    ``answered_per_s`` counts what was answered while it lasted, in time or not.
+    """
 
     whole: Report
     during: Report
+    answered_per_s: float
     recovery_s: float
 
     @property
@@ -88,6 +92,12 @@ class _Told:
         told = value_of(share, burst.during)
         return Value(share, told.invalid_because or drift(self.before, self.after))
 
+    @property
+    def share_of_plain(self) -> Value:
+        """The same, as a share of what is answered, however late, at the same offered load without it."""
+        share = self.capped.during.total.goodput_per_s / max(self.plain.answered_per_s, 1.0)
+        return value_of(share, self.capped.during, self.plain.during)
+
 
 def overload(bench: Bench) -> list[Figure]:
     """Twice the peak for some seconds, with an objective of 10 ms and with nothing."""
@@ -112,6 +122,11 @@ def _judged(told: Sequence[_Told]) -> list[Figure]:
     without = "without the objective: "
     return [
         figure(within, "", lambda each: each.share(each.capped), Bound(0.95, is_most=False)),
+        figure(
+            f"{within.split(' /')[0]} / answered late or not, without it",
+            "",
+            lambda each: each.share_of_plain,
+        ),
         figure("median time to a refusal", "ms", lambda each: each.capped.refusal_p50, Bound(1.0)),
         figure("p99 of the answered", "ms", lambda each: each.capped.p99, Bound(OBJECTIVE_MS)),
         figure("recovery after the burst", "s", lambda each: each.capped.recovery, Bound(1.0)),
@@ -145,14 +160,14 @@ def priorities(bench: Bench) -> list[Figure]:
 
 
 def fairness(bench: Bench) -> list[Figure]:
-    """The fraud MLP at a modest rate: alone, then while the wide model is asked twice what it can."""
+    """The fraud MLP at a modest rate: alone, then while the deep model is asked twice what it can."""
     ratios, alone_ms = [], []
     with heavy_server(bench) as server:
-        light, wide = server.messages("fraud"), server.messages("plain", bench.rows)
+        light, deep = server.messages("fraud"), server.messages("plain", bench.rows)
         for number in range(bench.rounds):
             peak, seconds = peak_of(server, bench.rows), bench.seconds
             few = Stream("fraud", arrivals.poisson(_LIGHT_RATE, seconds, number), light)
-            flood = Stream("wide", arrivals.poisson(peak * _OVERLOAD, seconds, 1000 + number), wide)
+            flood = Stream("deep", arrivals.poisson(peak * _OVERLOAD, seconds, 1000 + number), deep)
             alone = report_of(offer(server, [few]), seconds)
             beside = report_of(offer(server, [few, flood]), seconds)
             ratios.append(_ratio_of_p99(beside, alone))
@@ -172,9 +187,11 @@ def _burst(server: Server, model: str, peak: float, bench: Bench, number: int) -
     bounds = Bounds(OBJECTIVE_MS)
     whole = report_of(result, burst_end_s + _AFTER_S, OBJECTIVE_MS)
     before = analyse(between(result, 0.0, _BEFORE_S), bounds, _BEFORE_S)
-    during = analyse(between(result, _BEFORE_S, burst_end_s), bounds, seconds)
+    burst = between(result, _BEFORE_S, burst_end_s)
+    during = analyse(burst, bounds, seconds)
     usual_ms = before.total.latency_of_ok.p99_ms or 0.0
-    return _Burst(whole, during, recovered_after_s(whole.windows, burst_end_s, usual_ms))
+    answered_per_s = _answered_by(burst, seconds) / seconds
+    return _Burst(whole, during, answered_per_s, recovered_after_s(whole.windows, burst_end_s, usual_ms))
 
 
 def _ratio_of_p99(beside: Report, alone: Report) -> Value:

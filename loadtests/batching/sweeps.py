@@ -58,7 +58,7 @@ def _up_to_capacity(target: Target, bench: Bench) -> Sweep:
 
 
 def _objective(bench: Bench) -> Sweep:
-    """The wide model with and without an objective, to two and a half times the capacity."""
+    """The deep model with and without an objective, to two and a half times the capacity."""
     with heavy_server(bench) as server:
         peak = peak_of(server, bench.rows)
         rates = [share * peak for share in _BEYOND_CAPACITY]

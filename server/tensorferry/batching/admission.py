@@ -26,8 +26,8 @@ _PATIENCE_S: Final = 1.0
 
 #: The objective is the caller's; this share of it is for the ways in and out, which the batcher
 #: doesn't see: sockets, decoding, encoding.
-_HEADROOM: Final = 0.1
-_LATE_FROM: Final = 0.97
+_HEADROOM: Final = 0.12
+_LATE_FROM: Final = 0.92
 
 
 #: A model may have this many times the bytes that are left free: one that is flooded leaves a

@@ -44,9 +44,9 @@ _SETTLED_AFTER: Final = 4
 _SAMPLE: Final = 8
 
 #: The margin is what keeps the first request of this share of batches in time: it grows by a step
-#: with each that is late and shrinks by a nineteenth of one with each that isn't (stochastic
+#: with each that is late and shrinks by a 49th of one with each that isn't (stochastic
 #: approximation; Robbins and Monro, 1951). A step is this share of the objective.
-_IN_TIME: Final = 0.95
+_IN_TIME: Final = 0.98
 _MARGIN_STEP: Final = 0.02
 #: Beyond this share of the objective it is the machine's hiccups, which no margin covers.
 _MOST_MARGIN: Final = 0.3

@@ -62,7 +62,7 @@ def test_refusal_names_the_model_the_bound_and_what_to_do(reason):
     expected = {
         "max_queue_size": (QueueFull, "max_queue_size is 1"),
         "max_inflight_bytes": (QueueFull, "max_inflight_bytes is 3"),
-        "latency_objective": (PredictedLate, "the latency objective of 100 ms leaves it 90.0 ms"),
+        "latency_objective": (PredictedLate, "the latency objective of 100 ms leaves it 88.0 ms"),
         "deadline": (PredictedLate, "its deadline is 100.0 ms after that"),
     }
     kind, words = expected[reason]

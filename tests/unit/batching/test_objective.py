@@ -261,7 +261,7 @@ def test_margin_is_added_to_what_is_promised_and_not_to_a_callers_deadline():
     station.submit(b"b")
     for _ in range(5):
         station.batcher._forecast.answered(True)
-    assert "up to 9450.0 ms" in str(refusal(station, b"c"))
+    assert "up to 9480.0 ms" in str(refusal(station, b"c"))
 
     station = TimedStation(run_s=lambda _: 4.25)
     station.submit(b"a")
