@@ -100,7 +100,7 @@ def _draw_objective(sweep: Mapping[str, Any]) -> Figure:
         Line2D([], [], color=_GREY, linestyle=":", label="the most there is"),
     ]
     per_s = f"{capacity:,.0f} requests/s of {sweep['rows']} rows"
-    _finish(figure, marks, every, f"MLP with some 4 ms a batch; capacity {per_s}; {sweep['layout']}")
+    _finish(figure, marks, every, f"MLP with 2.5 ms or so a batch; capacity {per_s}; {sweep['layout']}")
     return figure
 
 

@@ -1289,7 +1289,8 @@ cdef bytes _percent_encoded(str text):
     if len(text) > DETAILS_BYTES:
         text = text[:DETAILS_BYTES]  # before the work; the exact cut comes below
     raw = text.encode("utf-8", "replace")
-    if raw.isascii() and raw.isalnum():
+    # Under overload most calls end in such a message: of ASCII, and nothing in it to encode.
+    if text.isascii() and text.isprintable() and "%" not in text and text == text.strip():
         return raw
     encoded = b"".join([b"%c" % byte if 0x20 <= byte <= 0x7E and byte != 0x25 else b"%%%02X" % byte for byte in raw])
     # HTTP/2 forbids spaces around a value, and peers then drop the field.
