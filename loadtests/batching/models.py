@@ -31,7 +31,7 @@ MAX_ROWS: Final = 64
 OBJECTIVE_MS: Final = 10.0
 #: Of the deep model, on one thread: so that the objective leaves room for two, and some noise.
 WHOLE_BATCH_S: Final = 0.0025
-CNN_SHAPE: Final = (3, 32, 32)
+CNN_SHAPE: Final = (3, 64, 64)
 PRIORITIES: Final = "dynamic_batching { priority_levels: 2 default_priority_level: 2 }"
 
 _DEPTHS: Final = (4, 6, 8, 12, 16, 20, 24, 28, 32, 36, 40, 48, 56, 64)
@@ -63,7 +63,7 @@ class Deep(nn.Module):
 
 
 class Cnn(nn.Module):
-    """Images of 3 x 32 x 32 to ten classes: some 60 million operations a row."""
+    """Images of 3 x 64 x 64 to ten classes: some 240 million operations a row."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Cnn(nn.Module):
         )  # fmt: skip
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """``pixels`` FP32 [rows, 3, 32, 32] to FP32 [rows, 10]."""
+        """``pixels`` FP32 [rows, 3, 64, 64] to FP32 [rows, 10]."""
         classes: Tensor = self.layers(pixels)
         return classes
 
