@@ -223,7 +223,7 @@ class Batcher:
             self._flush_handle.cancel()
             self._flush_handle = None
         self._flushing = True
-        end = self._clock.now() + _MAX_INLINE_S
+        end = 0.0
         try:
             while self._executor.idle:
                 batch = self._next_half() or self._next_batch()
@@ -232,13 +232,18 @@ class Batcher:
                     return
                 running = self._running
                 self._running += len(batch.requests)
-                self._forecast.started(batch, self._clock.now())
+                now = self._clock.now()
+                if self._forecast.is_needed:
+                    self._forecast.started(batch, now)
+                else:
+                    self._forecast.runs[batch] = now
                 self._executor.start(batch, self._finished)
-                if self._running == running and (
-                    self._queue.count < self._limits.max_rows or self._clock.now() >= end
-                ):
-                    # It ran here, on the loop thread. Let the sockets be read before the next one;
-                    # but not while whole batches wait: those who are in come before those who aren't.
+                if self._running != running:
+                    continue
+                # It ran here, on the loop thread. Let the sockets be read before the next one; but
+                # not while whole batches wait: those who are in come before those who aren't.
+                end = end or now + _MAX_INLINE_S
+                if self._queue.count < self._limits.max_rows or self._clock.now() >= end:
                     if not (self._queue.count or self._again):
                         self._forecast.rested()
                     self._flush_soon()
@@ -374,7 +379,8 @@ class Batcher:
             except ModelFailed as mismatch:
                 error = mismatch
         self._running -= len(batch.requests)
-        self._forecast.finished(batch, outcome.stream, self._clock.now(), error is None, self._queue.count)
+        now = self._clock.now()
+        self._forecast.finished(batch, outcome.stream, now, error is None, self._queue.count)
         if error is not None and len(batch.requests) > 1:
             self._again.extend(batch.halves())
             batch.requests = []
@@ -382,7 +388,7 @@ class Batcher:
         # runs on this thread is refilled by the flush that is on the stack below.
         if not self._flushing:
             self._flush()
-        now = self._clock.now()
+            now = self._clock.now()
         if error is not None:
             for request in batch.requests:
                 self._end(request, error, now)

@@ -66,8 +66,8 @@ class Forecast:
         self._slowest = RunTimes(max_rows, seed)
         #: Expected seconds of the largest batch; 0.0 while nothing is known.
         self.whole_s = self._slowest(max_rows)
-        #: Batches that run: when each started, and is expected to end.
-        self._runs: dict[Batch, tuple[float, float]] = {}
+        #: Batches that run: when each started.
+        self.runs: dict[Batch, float] = {}
         # The last batch of a lone stream that others waited behind: it holds the stream until the
         # next one starts. (rows, started_at, finished_at)
         self._last: tuple[int, float, float] | None = None
@@ -130,15 +130,13 @@ class Forecast:
         return max(1, expected.most_rows(_STRETCH * expected(int(alone)), self._max_rows))
 
     def started(self, batch: Batch, now: float) -> None:
-        """Note that a batch has been handed to a stream."""
-        self._shared = None
+        """Note that a batch has been handed to a stream. While nobody asks, noting it in ``runs`` will do."""
         if self._last is not None:
             rows, started_at, _ = self._last
             self._last = None
             self._learn(0, rows, now - started_at)
-        self._runs[batch] = now, now + self._slowest(batch.rows)
-        if not self.is_needed:
-            return
+        self.runs[batch] = now
+        self._shared = None
         passed_s = now - self._rate_at
         if passed_s > 0.0:
             window_s = min(_RATE_WINDOW_S, _RATE_RUNS * self.whole_s)
@@ -154,14 +152,14 @@ class Forecast:
         hand-over, the replies, and on the loop thread the reading of new requests are part of
         what a batch costs, and of what those behind it wait for.
         """
-        started_at, _ = self._runs.pop(batch)
+        started_at = self.runs.pop(batch)
         if not is_good:
             return
         if not self.is_needed:
             self._unasked += 1
             if self._unasked > _SAMPLE and self._unasked % _SAMPLE:
                 return
-        if waiting and self._streams == 1:
+        if waiting and self._streams == 1 and self.is_needed:
             self._last = batch.rows, started_at, now
         else:
             self._learn(stream, batch.rows, now - started_at)
@@ -198,7 +196,7 @@ class Forecast:
         expected = self._slowest
         if not expected.is_known:
             return now
-        free = [max(now, end) for _, end in self._runs.values()]
+        free = self._ends(now)
         free += [now] * (self._streams - len(free))
         heapq.heapify(free)
         start = free[0]
@@ -232,10 +230,15 @@ class Forecast:
         rate = max(self._above_rate, self.above_rows / _ABOVE_WINDOW_S)
         room = max(_LEAST_ROOM * shared, shared - rate * run_s / self._streams)
         before = math.ceil((rows_ahead + rows) / room) - 1
-        ends = sorted([max(now, end) for _, end in self._runs.values()])
+        ends = sorted(self._ends(now))
         free = [now] * (self._streams - len(ends)) + ends
         rounds, stream = divmod(before, self._streams)
         return free[stream] + (rounds + 1) * run_s
+
+    def _ends(self, now: float) -> list[float]:
+        """Return when the batches that run are expected to end; an overdue one at any moment."""
+        expected = self._slowest
+        return [max(now, started_at + expected(batch.rows)) for batch, started_at in self.runs.items()]
 
     def _whole_batch(self, times: RunTimes) -> float:
         return times(self._max_rows)

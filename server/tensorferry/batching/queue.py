@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 
 from tensorferry.batching.lane import Lane
 from tensorferry.batching.padding import fill_order
-from tensorferry.batching.pending import NEVER, Pending
+from tensorferry.batching.pending import NEVER, WAITING, Pending
 from tensorferry.batching.policy import QueueView
 from tensorferry.model import Key
 
@@ -91,7 +91,13 @@ class WaitingQueue:
         """Return whose turn it is; None if nothing waits."""
         if not self.count:
             return None
-        if self.counts[0] == self.count:
+        if self.counts[0] == self.count:  # the common case: no level but the first
+            lanes = self._lanes[0]
+            if len(lanes) == 1:
+                for key, lane in lanes.items():
+                    head = lane.items[0]
+                    if head.state == WAITING:
+                        return Place(0, key, head)
             return self._most_urgent(0)
         for level, count in enumerate(self.counts):
             if count:

@@ -190,6 +190,6 @@ def assert_idle(station: Station) -> None:
     assert not any(batcher._queue.rows)
     assert batcher._queue.waiting() == []
     assert len(batcher._expiry) == 0
-    assert len(batcher._forecast._runs) == 0
+    assert len(batcher._forecast.runs) == 0
     assert station.clock.next_timer() is None
     asyncio.run(asyncio.wait_for(batcher.wait_idle(), 1.0))

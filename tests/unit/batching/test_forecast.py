@@ -216,7 +216,7 @@ def test_nothing_is_kept_of_batches_that_came_back():
     known = forecast(streams=2)
     for turn in range(50):
         run(known, 8, 1.0, float(turn), stream=turn % 2, waiting=turn % 3)
-    assert len(known._runs) == 0
+    assert len(known.runs) == 0
 
 
 # -- the margin ---------------------------------------------------------------------------------
