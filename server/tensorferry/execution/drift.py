@@ -72,11 +72,12 @@ class DriftWatch:
         """Take in one batch that ended at ``now``; return whether the model should move.
 
         ``run_s`` is the time that passed, which on the loop thread is how long the loop was held,
-        and ``cpu_s`` the thread's CPU time, both in seconds. The caller moves the model then, and
-        says so with ``moved``.
+        and ``cpu_s`` the thread's CPU time, both in seconds; a negative ``cpu_s`` wasn't measured.
+        The caller moves the model then, and says so with ``moved``.
         """
-        counted = cpu_s if cpu_s < _MOST_COUNTED_S else _MOST_COUNTED_S
-        self.mean_s += (counted - self.mean_s) * _WEIGHT
+        if cpu_s >= 0.0:
+            counted = cpu_s if cpu_s < _MOST_COUNTED_S else _MOST_COUNTED_S
+            self.mean_s += (counted - self.mean_s) * _WEIGHT
         return self._should_leave(run_s) if self.is_inline else self._should_return(now)
 
     def moved(self) -> None:

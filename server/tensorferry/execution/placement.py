@@ -30,13 +30,14 @@ _NS: Final = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class Clocks:
-    """Seconds that pass, and seconds of CPU time of the calling thread."""
+    """Seconds that pass, and seconds of CPU time of the calling thread, for one run in ``cpu_every``."""
 
     now: Callable[[], float] = LoopClock.now
     cpu: Callable[[], float] = time.thread_time
+    cpu_every: int = 1
 
 
-_REAL: Final = Clocks()
+_REAL: Final = Clocks(cpu_every=8)
 
 
 class Placement:
@@ -62,7 +63,7 @@ class Placement:
         self._watch = watch
         self._threads = threads
         self._now = clocks.now
-        self._conduct = Conduct(cpu_clock=clocks.cpu)
+        self._conduct = Conduct(cpu_clock=clocks.cpu, cpu_every=clocks.cpu_every)
         #: The thread that the model left last. It has nothing to do but to end.
         self._left: ThreadStream | None = None
         if watch.is_inline:

@@ -126,3 +126,16 @@ def test_measurement_begins_anew_at_the_new_place():
     watch.moved()
     assert watch.is_inline
     assert not watch.saw(BLOCKED_S, BLOCKED_S, 0.0), "what it did before it left counts no more"
+
+
+def test_run_whose_cpu_time_was_not_measured_changes_nothing():
+    watch = inline()
+    assert runs_until_move(watch, QUICK_S) is None
+    before = watch.mean_s
+    assert not any(watch.saw(BLOCKED_S / 2, -1.0, 0.0) for _ in range(1000))
+    assert watch.mean_s == before
+
+
+def test_loop_that_is_blocked_is_noticed_though_no_cpu_time_was_measured():
+    watch = inline()
+    assert [watch.saw(BLOCKED_S, -1.0, 0.0) for _ in range(2)] == [False, True]

@@ -9,7 +9,7 @@ from tests.unit.support import PythonModel, bytes_spec, model_spec, run
 from tensorferry.batching.batch import Batch
 from tensorferry.batching.pending import Pending
 from tensorferry.errors import ModelFailed, ModelLoadError
-from tensorferry.execution.stream import InlineStream, ThreadStream
+from tensorferry.execution.stream import Conduct, InlineStream, ThreadStream
 from tensorferry.execution.warmup import WarmupReport
 from tensorferry.tensors import Tensor
 from tensorferry.testing.puppet import echo
@@ -73,6 +73,15 @@ def test_inline_stream_runs_before_start_returns():
     stream.start(batch, outcomes.append)
     assert outcomes[0].batch is batch
     assert data_of(outcomes[0]) == b"ab"
+
+
+def test_inline_stream_asks_for_the_cpu_time_of_one_run_in_so_many():
+    ticks = iter(range(100))
+    stream = InlineStream(PythonModel(SPEC), Conduct(cpu_clock=lambda: float(next(ticks)), cpu_every=3))
+    measured = []
+    for _ in range(6):
+        stream.start(batch_of(b"a"), lambda _: measured.append(stream.last_cpu_s))
+    assert measured == [-1.0, -1.0, 1.0, -1.0, -1.0, 1.0]
 
 
 def test_closing_an_inline_stream_frees_its_model():
