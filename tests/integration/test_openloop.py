@@ -82,7 +82,10 @@ def test_deadlines_are_kept_by_the_server(server, stub, gate):
     running = occupy(gate, stub, "gated")
     message = infer_message("gated", {"x": column(1)})
     result = run(server.grpc, [Stream("gated", arrivals.uniform(100, 0.1), [message], timeout_s=0.1)])
-    assert statuses(result) == {DEADLINE_EXCEEDED: 10}
+    counts = statuses(result)
+    # At their deadlines, or at once where the server knows by now that the model takes longer.
+    assert set(counts) <= {DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED}
+    assert sum(counts.values()) == 10
     assert not running.done()
 
 

@@ -100,7 +100,8 @@ def test_an_inference_past_its_deadline_leaves_the_queue(
     running = occupy(gate, stub, "gated")
     request = x_request("gated", 1.0).SerializeToString()
     outcome = caller.start(Call(INFERENCE + "ModelInfer", (request,), timeout_s=0.1)).outcome()
-    assert outcome.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    # At its deadline, or at once where the server knows by now that this model takes longer.
+    assert outcome.code in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.RESOURCE_EXHAUSTED)
     wait_until(lambda: server.waiting("gated") == 0, "the late request is gone")
     assert not running.done()
 
