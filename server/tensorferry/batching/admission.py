@@ -120,7 +120,10 @@ class Gate:
         self._has_rules = self._levels > 1 or self._policies[0] != QueuePolicy(
             max_queue_size=self._policies[0].max_queue_size
         )
-        self._is_plain = not (self._has_rules or batching.latency_objective_ms or batching.preserve_ordering)
+        # One level is no order, but the model has it: a request may still name one that it hasn't.
+        self._is_plain = not (
+            self._has_rules or self._levels or batching.latency_objective_ms or batching.preserve_ordering
+        )
         self._plain_bound = self._policies[0].max_queue_size or max_queue_size
         self._max_queue_size = max_queue_size
         self._keeps_order = batching.preserve_ordering

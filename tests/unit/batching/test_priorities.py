@@ -159,6 +159,14 @@ def test_priority_out_of_range_is_the_callers_fault_and_leaves_no_trace(priority
     assert not any(station.batcher.statistics().refusals.values())
 
 
+def test_model_with_one_level_refuses_the_second():
+    station = Station(bytes_spec(MAX_ROWS, priority_levels=1, default_priority_level=1))
+    station.submit(b"a", priority=1)
+    error = refusal(station, priority=2)
+    assert isinstance(error, InvalidRequest)
+    assert "priority 2 is out of range" in str(error)
+
+
 @pytest.mark.parametrize("priority", [1, 7, 2**64 - 1])
 def test_model_without_levels_ignores_the_priority(priority):
     station = busy(Station(bytes_spec(MAX_ROWS)))
