@@ -75,6 +75,21 @@ class ServerConfig:
     """
 
     model_repository: Path = _setting(Path("models"), "directory of models, in Triton's layout", _not_empty)
+    model_control_mode: str = _setting(
+        "none",
+        "none: serve what the repository holds at start; poll: follow its changes; explicit: load and unload"
+        " by request",
+        _one_of("none", "poll", "explicit"),
+    )
+    load_model: tuple[str, ...] = _setting(
+        (), "with explicit control, a model to load at start (* for all); may be given several times"
+    )
+    repository_poll_secs: float = _setting(
+        15.0, "with poll control, seconds between two looks at the repository", _at_least(0.05)
+    )
+    memory_reserve_bytes: int = _setting(
+        256 * 2**20, "memory that loading a model must leave free, or it is refused", _at_least(0)
+    )
     host: str = _setting(
         "127.0.0.1",
         "address to listen on, for gRPC and HTTP; unix:/path/to/socket for gRPC, and HTTP on 127.0.0.1",
@@ -171,6 +186,11 @@ class ServerConfig:
 
 def _contradiction(config: ServerConfig) -> str | None:
     """Say which settings don't go together, if any."""
+    if config.load_model and config.model_control_mode != "explicit":
+        return (
+            f"--load-model is for --model-control-mode explicit, and it is {config.model_control_mode};"
+            " remove --load-model, or change the mode"
+        )
     if config.unix_path and config.processes > 1:
         return (
             f"--processes {config.processes} can't share the unix socket of --host {config.host}: the kernel"
@@ -194,16 +214,19 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--config", metavar="FILE", help="settings file (TOML); flags and environment win over it"
     )
     for each in fields(ServerConfig):
+        is_list = _kind(each) is tuple
+        default = "none" if is_list else each.default
         parser.add_argument(
             _flag(each.name),
             dest=each.name,
-            metavar=_kind(each).__name__.upper(),
+            metavar="NAME" if is_list else _kind(each).__name__.upper(),
+            action="append" if is_list else "store",
             default=None,
-            help=f"{each.metadata['help']} (default: {each.default}; {_variable(each.name)})",
+            help=f"{each.metadata['help']} (default: {default}; {_variable(each.name)})",
         )
 
 
-def load(flags: Mapping[str, str | None], environment: Mapping[str, str]) -> ServerConfig:
+def load(flags: Mapping[str, str | list[str] | None], environment: Mapping[str, str]) -> ServerConfig:
     """Build the settings from parsed flags (None where not given), the environment and the file.
 
     Raises:
@@ -211,12 +234,13 @@ def load(flags: Mapping[str, str | None], environment: Mapping[str, str]) -> Ser
             ``TENSORFERRY_*`` variable.
     """
     file = flags.get("config") or environment.get(f"{ENVIRONMENT_PREFIX}CONFIG")
-    values: dict[str, object] = dict(_from_file(Path(file))) if file else {}
+    values: dict[str, object] = dict(_from_file(Path(str(file)))) if file else {}
     values |= _from_environment(environment)
     for each in fields(ServerConfig):
         flag = flags.get(each.name)
         if flag is not None:
-            values[each.name] = _parse(each, flag, _flag(each.name))
+            text = ",".join(flag) if isinstance(flag, list) else flag
+            values[each.name] = _parse(each, text, _flag(each.name))
     return ServerConfig(**values)  # type: ignore[arg-type]  # each value was parsed to its field's type
 
 
@@ -248,6 +272,8 @@ def _from_file(path: Path) -> dict[str, object]:
         each = by_name.get(key.replace("-", "_"))
         if each is None:
             raise SettingsError(f"settings file {path}: unknown setting {key!r}; known: {_listed(by_name)}")
+        if _kind(each) is tuple and isinstance(value, list) and all(isinstance(item, str) for item in value):
+            value = ",".join(value)
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise SettingsError(f"settings file {path}: {key} must be a number or text, not {value!r}")
         values[each.name] = _parse(each, str(value), f"settings file {path}: {key}")
@@ -256,6 +282,8 @@ def _from_file(path: Path) -> dict[str, object]:
 
 def _parse(each: Field[object], text: str, where: str) -> object:
     kind: Callable[[str], object] = _kind(each)
+    if kind is tuple:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
     if kind is Path and not text:
         raise SettingsError(f"{where} must not be empty")  # Path("") would be the working directory
     try:

@@ -21,6 +21,7 @@ __all__ = [
     "BatchInput",
     "BatchingSpec",
     "Bound",
+    "EnsembleStep",
     "Key",
     "Model",
     "ModelSpec",
@@ -144,6 +145,20 @@ class WarmupSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class EnsembleStep:
+    """One model of an ensemble, and which of the ensemble's tensors it reads and writes.
+
+    ``version`` is "" for the one that a request without a version gets. ``inputs`` and ``outputs``
+    hold (name in the model, name in the ensemble).
+    """
+
+    model: str
+    version: str
+    inputs: tuple[tuple[str, str], ...]
+    outputs: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """One version of a model, as its configuration describes it.
 
@@ -154,6 +169,12 @@ class ModelSpec:
     in ``datatypes`` the names of those that it can take (empty: all of the protocol's but BYTES).
     ``execution`` is where batches run: on the loop thread (``inline``), on streams of their own
     (``thread``), or whichever the measured run time says (``auto``).
+
+    ``golden`` is the file of inputs with their expected outputs that the version must reproduce
+    before it is ready; None if it has none. ``content`` says which files the version was made of
+    (it changes when one of them is replaced), so that two equal specifications are the same model.
+    A ``background`` version runs only when nothing else wants the cores: it answers nobody.
+    ``steps`` are an ensemble's, in the order in which they run; empty for a model.
     """
 
     name: str
@@ -173,6 +194,10 @@ class ModelSpec:
     execution: Literal["auto", "inline", "thread"] = "auto"
     response_cache: bool = False
     padding: PaddingSpec | None = None
+    golden: Path | None = None
+    content: str = ""
+    background: bool = False
+    steps: tuple[EnsembleStep, ...] = ()
 
     @property
     def has_batch_dimension(self) -> bool:

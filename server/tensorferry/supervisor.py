@@ -242,4 +242,5 @@ def settings_of(text: str) -> ServerConfig:
     """Rebuild the settings that a parent has sent to its worker."""
     values = json.loads(text)
     values["model_repository"] = Path(values["model_repository"])
+    values["load_model"] = tuple(values["load_model"])
     return ServerConfig(**values)

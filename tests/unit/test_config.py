@@ -12,6 +12,7 @@ from tensorferry.errors import SettingsError
 #: A value other than the default, for the settings whose type doesn't suggest one.
 CHOICES = {
     "host": "0.0.0.0",
+    "model_control_mode": "poll",
     "transport": "grpcio",
     "response_compression": "gzip",
     "log_level": "debug",
@@ -25,7 +26,8 @@ def other_than_default(each):
     return each.default / "other" if isinstance(each.default, Path) else each.default + 1
 
 
-EXAMPLES = {each.name: other_than_default(each) for each in fields(ServerConfig)}
+#: ``load_model`` means nothing without explicit control, and has a test of its own.
+EXAMPLES = {each.name: other_than_default(each) for each in fields(ServerConfig) if each.name != "load_model"}
 
 
 def parse(*arguments: str) -> dict[str, str | None]:
@@ -49,6 +51,22 @@ def test_setting_can_be_given_as_flag_as_variable_and_in_the_file(name, tmp_path
     ):
         assert getattr(config, name) == value
         assert type(getattr(config, name)) is type(getattr(ServerConfig(), name))
+
+
+@pytest.mark.parametrize(
+    "names", [(), ("fraud",), ("fraud", "churn"), ("*",)], ids=["none", "one", "two", "all"]
+)
+def test_models_to_load_can_be_given_as_repeated_flags_as_variable_and_in_the_file(names, tmp_path):
+    file = tmp_path / "settings.toml"
+    file.write_text(f"model_control_mode = 'explicit'\nload_model = {list(names)}\n")
+    explicit = ("--model-control-mode", "explicit")
+    flags = [part for name in names for part in ("--load-model", name)]
+    for config in (
+        load(parse(*explicit, *flags), {}),
+        load(parse(*explicit), {"TENSORFERRY_LOAD_MODEL": ", ".join(names)}),
+        load(parse("--config", str(file)), {}),
+    ):
+        assert config.load_model == names
 
 
 def test_nearest_source_wins(tmp_path):

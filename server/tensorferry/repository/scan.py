@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from tensorferry.errors import ConfigurationError, ModelConfigError
 from tensorferry.model import ModelSpec
 from tensorferry.repository.config_file import read_config
+from tensorferry.repository.formats import configured_format
 from tensorferry.repository.source import ConfigSource
 from tensorferry.repository.spec import build_spec, complete_config, without_config
+from tensorferry.repository.versions import version_spec
 from tensorferry.wire.model_config_pb2 import ModelConfig
 
-__all__ = ["RepositoryModel", "read_model", "scan"]
+__all__ = ["Pinned", "RepositoryModel", "model_directories", "read_model", "scan"]
 
 # 18 digits fit the configuration's int64.
 _VERSION: Final = re.compile(r"[1-9][0-9]{0,17}")
@@ -32,8 +34,9 @@ class RepositoryModel:
 
     ``config`` is what the ModelConfig call serves: the file's content with defaults filled in;
     with an error, whatever had been read by then. ``versions`` are those that the version policy
-    serves, ascending, and empty where ``error`` says why there are none. ``available`` are all
-    version numbers on disk, ascending.
+    serves, ascending, and empty where ``error`` says why there are none; ``faults`` has those that
+    it would serve and that are wrong in themselves. ``available`` are all version numbers on disk,
+    ascending. ``directory`` is the model's.
     """
 
     name: str
@@ -41,13 +44,39 @@ class RepositoryModel:
     versions: tuple[ModelSpec, ...]
     error: ModelConfigError | None
     available: tuple[int, ...] = ()
+    faults: Mapping[int, ModelConfigError] = field(default_factory=dict)
+    directory: Path = Path()
 
 
-def scan(root: Path) -> list[RepositoryModel]:
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """Versions that are served whatever the version policy says; nothing else if ``is_exclusive``.
+
+    A policy of ``all`` or ``specific`` versions is the owner's word and holds beside an exclusive pin;
+    ``latest``, which would take a version live that nobody has rolled out, doesn't.
+    """
+
+    versions: frozenset[int] = frozenset()
+    is_exclusive: bool = False
+
+
+_NOTHING_PINNED: Final = Pinned()
+
+
+def scan(root: Path, may_be_empty: bool = False) -> list[RepositoryModel]:
     """Read every model in ``root``, sorted by name. Hidden directories and plain files are passed over.
 
     Raises:
         ConfigurationError: ``root`` is missing, no directory, unreadable, or holds no model directory.
+    """
+    return [read_model(directory) for directory in model_directories(root, may_be_empty)]
+
+
+def model_directories(root: Path, may_be_empty: bool = False) -> list[Path]:
+    """Return every model's directory in ``root``, sorted by the model's name.
+
+    Raises:
+        ConfigurationError: as ``scan``.
     """
     if not os.path.lexists(root):
         raise ConfigurationError(f"{root}: no such directory; create it, or correct the path")
@@ -59,30 +88,57 @@ def scan(root: Path) -> list[RepositoryModel]:
         raise ConfigurationError(f"{root}: can't be read: {error.strerror}") from None
     # A link to nothing is kept: somebody meant it to be a model.
     directories = [entry for entry in entries if os.path.isdir(entry) or not os.path.exists(entry)]
-    if not directories:
+    if not directories and not may_be_empty:
         raise ConfigurationError(f"{root}: holds no model; add <model>/<version>/model.pt")
-    return sorted((read_model(directory) for directory in directories), key=lambda model: model.name)
+    return sorted(directories, key=lambda directory: _printable(directory.name))
 
 
-def read_model(directory: Path) -> RepositoryModel:
-    """Read one model directory. Whatever is wrong with its content ends in the entry's ``error``."""
+def read_model(
+    directory: Path, pinned: Pinned = _NOTHING_PINNED, override: ConfigSource | None = None
+) -> RepositoryModel:
+    """Read one model directory. Whatever is wrong with its content ends in ``error`` or ``faults``.
+
+    ``override`` stands in for the directory's own configuration.
+    """
     name = _printable(directory.name)
     config = ModelConfig(name=name)
     available: tuple[int, ...] = ()
     try:
         _check_name(directory)
         available = _available_versions(directory)
-        source = read_config(directory) or without_config(directory)
+        source = override or read_config(directory) or without_config(directory)
         config = source.config
-        config = complete_config(source, name)
+        config = complete_config(source, name, directory / str(available[-1]) if available else directory)
         spec = build_spec(source, config)
-        versions = tuple(
-            replace(spec, version=version, path=_model_file(directory, version, config))
-            for version in _served_versions(source, config, available)
-        )
-    except ModelConfigError as error:
-        return RepositoryModel(name, config, (), error, available)
-    return RepositoryModel(name, config, versions, None, available)
+        wanted = _wanted_versions(source, config, available, pinned)
+        versions, faults = _read_versions(source, spec, directory, wanted)
+    except ModelConfigError as fault:
+        return RepositoryModel(name, config, (), fault, available, directory=directory)
+    error = None if versions else next(iter(faults.values()))
+    return RepositoryModel(name, config, versions, error, available, faults, directory)
+
+
+def _read_versions(
+    source: ConfigSource, spec: ModelSpec, directory: Path, wanted: Sequence[int]
+) -> tuple[tuple[ModelSpec, ...], dict[int, ModelConfigError]]:
+    fixed = configured_format(source)
+    versions: list[ModelSpec] = []
+    faults: dict[int, ModelConfigError] = {}
+    for version in wanted:
+        try:
+            versions.append(version_spec(spec, directory, version, source.config, fixed))
+        except ModelConfigError as error:
+            faults[version] = error
+    return tuple(versions), faults
+
+
+def _wanted_versions(
+    source: ConfigSource, config: ModelConfig, available: Sequence[int], pinned: Pinned
+) -> Sequence[int]:
+    is_latest = config.version_policy.WhichOneof("policy_choice") == "latest"
+    if pinned.is_exclusive and is_latest:
+        return sorted(pinned.versions)
+    return sorted({*_served_versions(source, config, available), *pinned.versions})
 
 
 def _printable(name: str) -> str:
@@ -140,13 +196,3 @@ def _specific_versions(
             raise source.error(f"version {version} is listed twice; keep one", *at, index)
         seen.add(version)
     return sorted(wanted)
-
-
-def _model_file(directory: Path, version: int, config: ModelConfig) -> Path:
-    path = directory / str(version) / config.default_model_filename
-    if os.path.isdir(path):
-        raise ModelConfigError("is a directory, and must be the model's file", path)
-    if not os.path.isfile(path):
-        what = f"version {version} of the model has no such file; put the TorchScript file there"
-        raise ModelConfigError(what, path)
-    return path

@@ -8,6 +8,7 @@ from typing import Final
 
 from tensorferry.model import ModelSpec
 from tensorferry.repository.batching import batching_spec, check_times
+from tensorferry.repository.formats import check_format, configured_format, format_in
 from tensorferry.repository.instances import complete_groups, devices
 from tensorferry.repository.padding import check_padding, padding_spec
 from tensorferry.repository.parameters import apply_parameters
@@ -27,11 +28,8 @@ __all__ = [
 #: Rows in a batch of a model that has no configuration.
 DEFAULT_MAX_BATCH_SIZE: Final = 64
 
-#: The model's file in a version directory, unless ``default_model_filename`` says otherwise.
+#: A TorchScript model's file in a version directory, unless ``default_model_filename`` says otherwise.
 DEFAULT_MODEL_FILENAME: Final = "model.pt"
-
-_PLATFORM: Final = "pytorch_libtorch"
-_BACKEND: Final = "pytorch"
 
 
 def without_config(directory: Path) -> ConfigSource:
@@ -41,8 +39,10 @@ def without_config(directory: Path) -> ConfigSource:
     return ConfigSource(directory, config, {}, is_file=False)
 
 
-def complete_config(source: ConfigSource, name: str) -> ModelConfig:
+def complete_config(source: ConfigSource, name: str, newest: Path) -> ModelConfig:
     """Return the configuration as it is served: with every default that the file leaves out.
+
+    ``newest`` is the directory of the newest version: its file says what the configuration doesn't.
 
     Raises:
         ModelConfigError: the name, platform, backend, file name, batch size or instance groups can't be.
@@ -55,9 +55,10 @@ def complete_config(source: ConfigSource, name: str) -> ModelConfig:
     config = ModelConfig()
     config.CopyFrom(source.config)
     config.name = name
-    config.platform = _PLATFORM
-    config.backend = _BACKEND
-    config.default_model_filename = source.config.default_model_filename or DEFAULT_MODEL_FILENAME
+    own = configured_format(source) or format_in(newest)
+    config.platform = own.platform
+    config.backend = own.backend
+    config.default_model_filename = source.config.default_model_filename or own.filename
     if config.version_policy.WhichOneof("policy_choice") is None:
         config.version_policy.latest.num_versions = 1
     del config.instance_group[:]
@@ -104,13 +105,7 @@ def _check_identity(source: ConfigSource, name: str) -> None:
     if config.name not in ("", name):
         what = f"the name is {quoted(config.name)}, and the directory is {quoted(name)}"
         raise source.error(f"{what}; make them equal, or remove the name", "name")
-    for field, value, supported in (
-        ("platform", config.platform, _PLATFORM),
-        ("backend", config.backend, _BACKEND),
-    ):
-        if value not in ("", supported):
-            what = f"the {field} {quoted(value)} isn't supported; Tensorferry serves TorchScript"
-            raise source.error(f'{what}: use {field}: "{supported}", or remove it', field)
+    check_format(source)
 
 
 def _check_model_filename(source: ConfigSource) -> None:

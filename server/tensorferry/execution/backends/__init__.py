@@ -14,8 +14,13 @@ __all__ = ["BACKENDS", "opener"]
 #: A backend's opener loads a model onto a device: ``open_model(spec, device) -> Model``.
 Opener = Callable[[ModelSpec, str], Model]
 
-#: Triton's backend name -> the module that holds its ``open_model``.
-BACKENDS: Final = {"pytorch": "tensorferry.execution.backends.torchscript"}
+#: Triton's platform name -> the module that holds its ``open_model``.
+BACKENDS: Final = {
+    "pytorch_libtorch": "tensorferry.execution.backends.torchscript",
+    "torch_aoti": "tensorferry.execution.backends.torch_export",
+    "onnxruntime_onnx": "tensorferry.execution.backends.onnxruntime",
+    "python": "tensorferry.execution.backends.python",
+}
 
 
 def opener(spec: ModelSpec) -> Opener:
@@ -24,13 +29,13 @@ def opener(spec: ModelSpec) -> Opener:
     Raises:
         ModelLoadError: no such backend, or its libraries aren't installed.
     """
-    module = BACKENDS.get(spec.backend)
+    module = BACKENDS.get(spec.platform)
     if module is None:
-        raise ModelLoadError(f"model {spec.name!r}: no backend {spec.backend!r}; known: {sorted(BACKENDS)}")
+        raise ModelLoadError(f"model {spec.name!r}: no platform {spec.platform!r}; known: {sorted(BACKENDS)}")
     try:
         return cast(Opener, importlib.import_module(module).open_model)
     except ImportError as error:
         raise ModelLoadError(
-            f"model {spec.name!r}: the {spec.backend} backend can't be imported ({error});"
+            f"model {spec.name!r}: the backend of {spec.platform} can't be imported ({error});"
             " install it with: pip install 'tensorferry[server]'"
         ) from error

@@ -1,0 +1,1 @@
+"""What should be served, and how it changes while the server runs."""

@@ -1,0 +1,1 @@
+"""Which versions answer whom: labels, splits, canaries with guards, shadows; and what became of it."""
