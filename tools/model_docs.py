@@ -46,6 +46,17 @@ target is not listed in `input`, and callers don't send it.
 |---|---|---|---|
 """
 
+_ENSEMBLE_HEAD: Final = """
+### Ensembles
+
+`platform: "ensemble"` with `ensemble_scheduling` makes a chain of other models: [ensembles](ensembles.md).
+Such a configuration has `input`, `output`, `max_batch_size` and `version_policy` beside it, and nothing else
+of this page; its version directories may be empty.
+
+| field | unit | default | meaning |
+|---|---|---|---|
+"""
+
 _PARAMETERS_HEAD: Final = """
 ### Parameters
 
@@ -75,6 +86,7 @@ _TAIL: Final = """
 """
 
 _POLICY: Final = "ModelQueuePolicy"
+_STEP: Final = "ModelEnsembling.Step"
 
 #: (unit, default, meaning) of each field, by message and field.
 _FIELDS: Final[dict[tuple[str, str], tuple[str, str, str]]] = {
@@ -160,6 +172,27 @@ _FIELDS: Final[dict[tuple[str, str], tuple[str, str, str]]] = {
     ),
     ("BatchOutput", "kind"): ("", "`BATCH_SCATTER_WITH_INPUT_SHAPE`", "the only kind there is"),
     ("BatchOutput", "source_input"): ("", "required", "a ragged input; one"),
+    ("ModelEnsembling", "step"): (
+        "",
+        "required",
+        "the steps, in any order; they run in that of their tensors, one after the other",
+    ),
+    (_STEP, "model_name"): ("", "required", "the step's model, or another ensemble"),
+    (_STEP, "model_version"): (
+        "",
+        "`-1`: as a request without a version",
+        "the version to call, from 1 on",
+    ),
+    (_STEP, "input_map"): (
+        "",
+        "required",
+        "name in the model to name in the ensemble, for each of the model's inputs",
+    ),
+    (_STEP, "output_map"): (
+        "",
+        "required",
+        "name in the model to name in the ensemble, for the outputs that are wanted; others are dropped",
+    ),
 }
 
 #: Message to how its fields are written: what stands before the field's name.
@@ -169,6 +202,10 @@ _BATCHING_MESSAGES: Final = {
     "ModelResponseCache": "response_cache.",
 }
 _PADDING_MESSAGES: Final = {"BatchInput": "batch_input.", "BatchOutput": "batch_output."}
+_ENSEMBLE_MESSAGES: Final = {
+    "ModelEnsembling": "ensemble_scheduling.",
+    _STEP: "ensemble_scheduling.step.",
+}
 
 _RAGGED_ROW: Final = (
     "| `input.allow_ragged_batch` |  | `false` | requests may differ in the one -1 of this input's `dims` |\n"
@@ -190,6 +227,8 @@ def model_section() -> str:
         + _PADDING_HEAD
         + _RAGGED_ROW
         + "".join(_rows(_PADDING_MESSAGES))
+        + _ENSEMBLE_HEAD
+        + "".join(_rows(_ENSEMBLE_MESSAGES))
         + _PARAMETERS_HEAD
         + parameters
         + _TAIL
@@ -198,7 +237,11 @@ def model_section() -> str:
 
 def _rows(messages: dict[str, str]) -> Iterator[str]:
     for message, prefix in messages.items():
-        for field in model_config_pb2.DESCRIPTOR.message_types_by_name[message].fields:
+        name, *inner = message.split(".")
+        descriptor = model_config_pb2.DESCRIPTOR.message_types_by_name[name]
+        for each in inner:
+            descriptor = descriptor.nested_types_by_name[each]
+        for field in descriptor.fields:
             yield _row(f"{prefix}{field.name}", *_FIELDS[message, field.name])
 
 

@@ -1,7 +1,7 @@
 """The composition root: the only place where concrete classes meet.
 
 Start: engine, transport and HTTP port listen first (callers get UNAVAILABLE, probes 503), then
-the models load. Stop: health says NOT_SERVING, new requests are refused, accepted ones finish,
+the models load, and then what is served may change (``control``). Stop: health says NOT_SERVING, new requests are refused, accepted ones finish,
 then the models are freed.
 """
 
@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -21,13 +21,16 @@ from typing import Final
 import structlog
 
 from tensorferry.config import ServerConfig
+from tensorferry.control.access import Control
+from tensorferry.control.desk import ControlDesk, LocalDesk
+from tensorferry.control.orders import Order, read_order
 from tensorferry.engine import Engine
 from tensorferry.errors import ConfigurationError
 from tensorferry.http_port import HttpPort
-from tensorferry.repository import scan
 from tensorferry.service.builtin import HealthService, reflection_methods
 from tensorferry.service.inference import SERVICE, InferenceService
 from tensorferry.service.methods import MethodTable
+from tensorferry.service.repository import ROLLOUT_SERVICE, RepositoryService
 from tensorferry.transport import Transport, choose
 from tensorferry.transport.listening import address_of
 
@@ -61,26 +64,31 @@ class Server:
 
 
 @asynccontextmanager
-async def running(config: ServerConfig) -> AsyncIterator[Server]:
+async def running(config: ServerConfig, desk: ControlDesk | None = None) -> AsyncIterator[Server]:
     """Run a server around a block: listening and loaded at its start, drained and freed at its end.
+
+    ``desk`` is where it hears what to serve; its own where it is the only process.
 
     Raises:
         ConfigurationError: the repository isn't one, or a port can't be had. A model that
             doesn't load is no error here: the others serve, and it is named in readiness.
     """
-    entries = scan(config.model_repository)
+    desk = desk or LocalDesk(config)
+    orders = await desk.open()
     engine = Engine(
         config.max_queue_size,
         config.max_inflight_bytes,
         _cores(config.processes),
         config.response_cache_bytes,
+        config.memory_reserve_bytes,
     )
     health = HealthService(engine)
+    control = desk.connect(engine, health.follow)
     transport = choose(config, reuse_port=config.processes > 1)
     http = HttpPort(engine, transport)
     # Before anybody can ask: its first step makes the models known as LOADING. A caller that came
     # earlier would hear that there is no such model, and a probe that all is ready.
-    loading = asyncio.create_task(engine.load_all(entries))
+    loading = asyncio.create_task(_load(engine, orders))
     await asyncio.sleep(0)
     try:
         await health.update()
@@ -89,15 +97,17 @@ async def running(config: ServerConfig) -> AsyncIterator[Server]:
         # it a share of the connections, while the other processes are well able to serve them.
         if config.processes > 1:
             await loading
-        grpc_port = await transport.start(_methods(engine, health), config.host, config.grpc_port)
+        grpc_port = await transport.start(_methods(engine, health, control), config.host, config.grpc_port)
         address = config.host if config.unix_path else address_of(config.host, grpc_port)
         print(f"grpc listening on {address} ({transport.name}{_security(config)})", flush=True)
         print(f"http listening on {address_of(config.http_host, http_port)}", flush=True)
         await loading
         await health.update()
         _freeze()
+        desk.start()
         yield Server(engine, transport.name, address, grpc_port, http_port)
     finally:
+        await desk.close()
         loading.cancel()
         await _drain(engine, health, transport, config.drain_timeout_s)
         await http.stop()
@@ -114,9 +124,14 @@ def _cores(processes: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // processes)
 
 
-def _methods(engine: Engine, health: HealthService) -> MethodTable:
-    table = InferenceService(engine).methods() | health.methods()
-    return table | reflection_methods([SERVICE, "grpc.health.v1.Health"])
+async def _load(engine: Engine, orders: Sequence[Order]) -> None:
+    entries = [read_order(order) for order in orders]
+    await engine.load_all(entries, {order.name: order.rollout for order in orders})
+
+
+def _methods(engine: Engine, health: HealthService, control: Control) -> MethodTable:
+    table = InferenceService(engine).methods() | health.methods() | RepositoryService(control).methods()
+    return table | reflection_methods([SERVICE, ROLLOUT_SERVICE, "grpc.health.v1.Health"])
 
 
 async def _drain(engine: Engine, health: HealthService, transport: Transport, grace_s: float) -> None:
@@ -143,7 +158,7 @@ def _freeze() -> None:
     gc.freeze()
 
 
-def run(config: ServerConfig) -> int:
+def run(config: ServerConfig, desk: ControlDesk | None = None) -> int:
     """Serve on an event loop of its own, as ``serve`` does; return the process's exit status.
 
     It is 0, or 2 for a fault in the configuration, which is written to standard error.
@@ -152,7 +167,7 @@ def run(config: ServerConfig) -> int:
 
     status = 0
     try:
-        uvloop.run(serve(config))
+        uvloop.run(serve(config, desk))
     except ConfigurationError as error:
         print(f"tensorferry: {error}", file=sys.stderr)
         status = 2
@@ -165,7 +180,7 @@ def run(config: ServerConfig) -> int:
     return status
 
 
-async def serve(config: ServerConfig) -> None:
+async def serve(config: ServerConfig, desk: ControlDesk | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then drain. A second signal exits at once.
 
     Raises:
@@ -175,7 +190,7 @@ async def serve(config: ServerConfig) -> None:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     loaded = asyncio.Event()
-    serving = asyncio.create_task(_serve(config, loaded, stop))
+    serving = asyncio.create_task(_serve(config, desk, loaded, stop))
 
     def on_signal(number: signal.Signals) -> None:
         if stop.is_set():
@@ -196,8 +211,10 @@ async def serve(config: ServerConfig) -> None:
     _log.info("stopped")
 
 
-async def _serve(config: ServerConfig, loaded: asyncio.Event, stop: asyncio.Event) -> None:
-    async with running(config) as server:
+async def _serve(
+    config: ServerConfig, desk: ControlDesk | None, loaded: asyncio.Event, stop: asyncio.Event
+) -> None:
+    async with running(config, desk) as server:
         loaded.set()
         _announce(server)
         await stop.wait()

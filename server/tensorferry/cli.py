@@ -1,4 +1,4 @@
-"""The command line: ``tensorferry serve | check | info | simulate``."""
+"""The command line: ``tensorferry serve``, and the commands that prepare, watch and steer it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tensorferry import __version__, config
+from tensorferry.commands import feedback, models, push, rollout, rollout_client, rollout_flags
 from tensorferry.errors import ConfigurationError
 from tensorferry.simulation import command as simulation
 
@@ -55,7 +56,42 @@ def _parser() -> argparse.ArgumentParser:
     )
     simulation.add_flags(simulate)
     simulate.set_defaults(run=simulation.run)
+    repository = os.environ.get("TENSORFERRY_MODEL_REPOSITORY") or "models"
+    publish = commands.add_parser(
+        "push", help="publish a model's file as a new version", description=push.run.__doc__
+    )
+    push.add_flags(publish, repository)
+    publish.set_defaults(run=push.run)
+    listing = commands.add_parser(
+        "models", help="list the models of a repository, and what is live", description=models.run.__doc__
+    )
+    models.add_flags(listing, repository)
+    listing.set_defaults(run=models.run)
+    _add_rollout_commands(commands)
     return parser
+
+
+def _add_rollout_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    server = os.environ.get("TENSORFERRY_SERVER") or rollout_client.DEFAULT_SERVER
+    change = commands.add_parser(
+        "rollout",
+        help="who answers: labels, split, canary, shadow",
+        description=rollout.run.__doc__,
+    )
+    rollout_flags.add_flags(change, server)
+    change.set_defaults(run=rollout.run)
+    back = commands.add_parser(
+        "rollback",
+        help="take a model back, at once",
+        description=rollout.run_rollback.__doc__,
+    )
+    rollout_flags.add_rollback_flags(back, server)
+    back.set_defaults(run=rollout.run_rollback)
+    labels = commands.add_parser(
+        "feedback", help="feed labels back, for the AUC of each version", description=feedback.run.__doc__
+    )
+    feedback.add_flags(labels, server)
+    labels.set_defaults(run=feedback.run)
 
 
 def _serve(parsed: argparse.Namespace) -> int:

@@ -6,7 +6,8 @@
     ├── RequestError                the caller's fault; the same call will fail again
     │   ├── InvalidRequest          a tensor, parameter or message is not what the model takes
     │   ├── NotFound                no such model or version
-    │   └── Unsupported             a part of the protocol that this server doesn't offer
+    │   ├── Unsupported             a part of the protocol that this server doesn't offer
+    │   └── ControlDisabled         a change of what is served, which this server was told not to take
     ├── Overloaded                  nobody's fault; retry after a pause
     │   ├── QueueFull               the bound on waiting requests or bytes is reached
     │   └── PredictedLate           it would be answered after its deadline or the model's objective
@@ -32,6 +33,7 @@ from pathlib import Path
 __all__ = [
     "Cancelled",
     "ConfigurationError",
+    "ControlDisabled",
     "DeadlineExceeded",
     "Draining",
     "InvalidRequest",
@@ -69,6 +71,10 @@ class NotFound(RequestError):
 
 class Unsupported(RequestError):
     """A part of the protocol that this server doesn't offer."""
+
+
+class ControlDisabled(RequestError):
+    """A change of what is served, which this server was started not to take. Says how to start it."""
 
 
 class Overloaded(TensorferryError):

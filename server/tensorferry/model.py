@@ -165,6 +165,7 @@ class ModelSpec:
     ``max_batch_size`` is in rows; 0 means that the model has no batch dimension and every request
     runs alone. ``devices`` names one device for each worker stream (``cpu``, ``cuda:0``).
     ``intra_op_threads`` is per stream; 0 divides the machine's cores among the streams.
+    ``run_timeout_ms`` is how long a run of a model in a process of its own may take; 0 for ever.
     ``from_signature`` says that there was no configuration: the backend fills in the tensors, and
     in ``datatypes`` the names of those that it can take (empty: all of the protocol's but BYTES).
     ``execution`` is where batches run: on the loop thread (``inline``), on streams of their own
@@ -175,6 +176,7 @@ class ModelSpec:
     (it changes when one of them is replaced), so that two equal specifications are the same model.
     A ``background`` version runs only when nothing else wants the cores: it answers nobody.
     ``steps`` are an ensemble's, in the order in which they run; empty for a model.
+    ``torch_export_mode`` says how an exported program runs: as its graph, or compiled at load.
     """
 
     name: str
@@ -189,6 +191,7 @@ class ModelSpec:
     devices: tuple[str, ...] = ("cpu",)
     warmups: tuple[WarmupSpec, ...] = ()
     intra_op_threads: int = 0
+    run_timeout_ms: float = 0.0
     from_signature: bool = False
     datatypes: frozenset[str] = frozenset()
     execution: Literal["auto", "inline", "thread"] = "auto"
@@ -198,6 +201,7 @@ class ModelSpec:
     content: str = ""
     background: bool = False
     steps: tuple[EnsembleStep, ...] = ()
+    torch_export_mode: Literal["auto", "graph", "aoti"] = "auto"
 
     @property
     def has_batch_dimension(self) -> bool:

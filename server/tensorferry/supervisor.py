@@ -2,7 +2,8 @@
 
 The kernel spreads connections over the processes' listening sockets (SO_REUSEPORT). The parent
 holds the port without listening, so that ``--grpc-port 0`` means one port for all, loads no model,
-and serves the HTTP port for all of them: ready when all are, metrics summed.
+and serves the HTTP port for all of them: ready when all are, metrics summed. It also decides what is
+served (``control``) and tells them over a socket pair, so that all serve the same.
 
 A worker that dies is started again, after a pause that doubles while it keeps dying. SIGTERM and
 SIGINT drain all workers; a second signal kills them. A worker whose parent dies drains and ends.
@@ -18,6 +19,8 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -27,6 +30,10 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from tensorferry import metrics
 from tensorferry.config import ServerConfig
+from tensorferry.control.access import handlers_of
+from tensorferry.control.channel import Channel
+from tensorferry.control.desk import Command
+from tensorferry.control.processes import ProcessFleet
 from tensorferry.errors import SettingsError
 from tensorferry.http_port import listen
 from tensorferry.transport.listening import address_of
@@ -45,11 +52,16 @@ _CONFIGURATION_STATUS = 2
 _LONGEST_LINE_BYTES = 2**20
 
 
+#: Connects a process's end of the control channel; returns what disconnects it.
+Attach = Callable[[int, socket.socket], Awaitable[Callable[[], Awaitable[None]]]]
+
+
 class _Worker:
     """One child process, started again whenever it ends before its time."""
 
-    def __init__(self, number: int, config: ServerConfig) -> None:
+    def __init__(self, number: int, config: ServerConfig, attach: Attach) -> None:
         self.number = number
+        self._attach = attach
         self.transport = ""
         self.http_url = ""
         self.announcement = asyncio.get_running_loop().create_future()
@@ -86,13 +98,24 @@ class _Worker:
 
     async def _run_once(self) -> int:
         settings = json.dumps(dataclasses.asdict(self._config), default=str)
-        self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tensorferry.worker", str(os.getpid()), settings),
-            stdout=asyncio.subprocess.PIPE,
-            limit=_LONGEST_LINE_BYTES,
-            # Out of the terminal's reach: Ctrl-C is the parent's to pass on, and twice is a kill.
-            start_new_session=True,
-        )
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = await asyncio.create_subprocess_exec(
+                *(
+                    sys.executable,
+                    "-m",
+                    "tensorferry.worker",
+                    str(os.getpid()),
+                    settings,
+                    str(theirs.fileno()),
+                ),
+                stdout=asyncio.subprocess.PIPE,
+                limit=_LONGEST_LINE_BYTES,
+                pass_fds=(theirs.fileno(),),
+                # Out of the terminal's reach: Ctrl-C is the parent's to pass on, and twice is a kill.
+                start_new_session=True,
+            )
+        detach = await self._attach(self.number, ours)
         assert self._process.stdout is not None, "stdout is a pipe"
         if self._stopping.is_set():
             self._send(signal.SIGTERM)  # the word came while the process was being made
@@ -100,6 +123,7 @@ class _Worker:
             self._heard(raw.decode().strip())
         self.is_ready = False
         self.http_url = ""
+        await detach()
         return await self._process.wait()
 
     def _heard(self, line: str) -> None:
@@ -174,18 +198,47 @@ async def supervise(config: ServerConfig) -> None:
     holder = _hold_port(config.host, config.grpc_port)
     port = holder.getsockname()[1]
     worker_config = dataclasses.replace(config, grpc_port=port, http_port=0)
-    workers = [_Worker(number, worker_config) for number in range(config.processes)]
+    fleet = ProcessFleet()
+    command = Command(config, fleet)
+    command.coordinator.first_orders()
+    attach = partial(_attach, fleet, command)
+    workers = [_Worker(number, worker_config, attach) for number in range(config.processes)]
     front = _Front(workers)
     routes = {"/healthz/live": front.live, "/healthz/ready": front.ready, "/metrics": front.metrics}
     runner, http_port = await listen(routes, config.host, config.http_port)
     _forward_signals(workers)
     announcing = asyncio.create_task(_announce(config, port, http_port, workers))
+    announcing.add_done_callback(lambda task: None if task.cancelled() else command.start())
     try:
         await _run_all(workers)
     finally:
         announcing.cancel()
+        await command.close()
         await runner.cleanup()
         holder.close()
+
+
+async def _attach(
+    fleet: ProcessFleet, command: Command, number: int, end: socket.socket
+) -> Callable[[], Awaitable[None]]:
+    """Talk to a process that was just started: it asks for its orders, and takes changes from then on."""
+
+    async def join() -> list[dict[str, object]]:
+        fleet.join(number, channel)
+        return [order.to_json() for order in command.coordinator.orders]
+
+    async def counts(name: str, arms: dict[str, object], shadows: dict[str, object]) -> None:
+        fleet.heard_counts(number, name, arms, shadows)
+        command.canaries.progress(name)
+
+    async def detach() -> None:
+        fleet.leave(number)
+        await channel.close()
+
+    handlers = handlers_of(command.coordinator, command.calls)
+    channel = Channel({**handlers, "join": join, "counts": counts})
+    await channel.open(end)
+    return detach
 
 
 async def _run_all(workers: list[_Worker]) -> None:

@@ -1,13 +1,15 @@
-"""One of several server processes: ``python -m tensorferry.worker PARENT_PID SETTINGS``."""
+"""One of several server processes: ``python -m tensorferry.worker PARENT_PID SETTINGS CONTROL_FD``."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import signal
+import socket
 import sys
 
 from tensorferry import app, logs
+from tensorferry.control.desk import RemoteDesk
 from tensorferry.supervisor import settings_of
 
 _PR_SET_PDEATHSIG = 1
@@ -20,7 +22,7 @@ def main() -> int:
         return 1  # the parent died before the line above
     settings = settings_of(sys.argv[2])
     logs.configure(settings.log_level, settings.log_format)
-    return app.run(settings)
+    return app.run(settings, RemoteDesk(socket.socket(fileno=int(sys.argv[3]))))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ LAYERS = (
 )
 
 #: Who may import the generated code, beside the client.
-WIRE_USERS = {"repository", "rollout", "service", "commands"}
+WIRE_USERS = {"repository", "rollout", "control", "service", "commands"}
 
 #: Who may import torch, beside what is shipped for tests: the backends of its formats, and the
 #: conversion between formats.

@@ -35,10 +35,12 @@ def _check_scan(body: bytes) -> None:
     scanned = _scan.scan(body)
     if scanned is None:
         return
-    key, identity, raws = scanned
+    key, identity, raws, split_key = scanned
     try:
         rest = pb.ModelInferRequest.FromString(key)
         rest.id = identity.decode()
+        if split_key:
+            rest.parameters["split_key"].string_param = split_key.decode()
     except (DecodeError, UnicodeDecodeError):
         rest = None
     try:

@@ -186,6 +186,11 @@ class Batcher:
         self._share.close()
 
     @property
+    def waiting(self) -> int:
+        """Requests that wait."""
+        return self._queue.count
+
+    @property
     def in_flight(self) -> int:
         """Requests that wait or run."""
         return self._queue.count + self._running + sum(len(batch.requests) for batch in self._again)

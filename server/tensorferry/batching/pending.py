@@ -37,6 +37,7 @@ class Pending:
     the request's own wish for how long it may wait (0: none), ``priority`` its level (1 is the
     highest; 0: the model's default). ``on_done`` is called on the loop thread, exactly once, with
     this object; by then it has its outputs or its ``error``. It must not raise.
+    ``split_key`` is what the caller is known by in a rollout: its key, else the request's id.
 
     The batcher's own: ``level`` (an index, 0 is the highest priority; of one that was
     delayed, the last), ``entry`` (its place in the expiry heap), ``due`` (an instant that
@@ -62,6 +63,7 @@ class Pending:
         "on_done",
         "parts",
         "priority",
+        "split_key",
         "state",
         "timeout_s",
     )
@@ -83,6 +85,7 @@ class Pending:
         self.entry: list[Any] | None = None
         self.timeout_s = timeout_s
         self.priority = priority
+        self.split_key = b""
         self.parts = [tensor.data for tensor in bound.tensors] if parts is None else parts
         self.byte_size = bound.byte_size
         self.enqueued_at = 0.0

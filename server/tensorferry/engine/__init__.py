@@ -1,6 +1,9 @@
-"""The server without a network: load models, submit requests, ask how things are."""
+"""The server without a network: models by name and version, and the way to them."""
+
+from __future__ import annotations
 
 from tensorferry.engine.engine import Engine
 from tensorferry.engine.live import LiveModel, ModelState
+from tensorferry.engine.routing import Route
 
-__all__ = ["Engine", "LiveModel", "ModelState"]
+__all__ = ["Engine", "LiveModel", "ModelState", "Route"]

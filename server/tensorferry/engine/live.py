@@ -8,6 +8,10 @@ States only move forward, and each is set before anybody is told of it::
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum
 
 import structlog
@@ -18,12 +22,14 @@ from tensorferry.batching.splitting import Splitter
 from tensorferry.batching.statistics import BatcherStatistics, Counters
 from tensorferry.clock import Clock
 from tensorferry.engine.cached_intake import CachedIntake
+from tensorferry.engine.ensemble_members import Resolve
 from tensorferry.engine.response_cache import CacheStatistics, ResponseCache
 from tensorferry.errors import ConfigurationError, ModelLoadError, ModelNotReady
 from tensorferry.execution.pool import Pool, open_pool
 from tensorferry.model import ModelSpec
+from tensorferry.repository import manifest
 
-__all__ = ["Intake", "LiveModel", "ModelState"]
+__all__ = ["Intake", "LiveModel", "Means", "ModelState"]
 
 _log = structlog.get_logger("tensorferry.engine")
 
@@ -37,13 +43,32 @@ class ModelState(Enum):
     UNAVAILABLE = "UNAVAILABLE"
 
 
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What all versions of a server share; see ``Engine``. ``resolve`` finds the models of ensembles."""
+
+    clock: Clock
+    admission: Admission
+    max_queue_size: int
+    cores: int = 0
+    cache: ResponseCache | None = None
+    memory_reserve_bytes: int = 0
+    resolve: Resolve | None = None
+
+
 class LiveModel:
-    """A version, its streams and its batcher. Owned by the engine, used on the loop thread."""
+    """A version, its streams and its batcher. Owned by the engine, used on the loop thread.
+
+    ``asked`` is the specification that it was made from, ``spec`` the same with what loading taught.
+    """
 
     def __init__(self, spec: ModelSpec) -> None:
+        self.asked = spec
         self.spec = spec
         self.state = ModelState.LOADING
         self.reason = ""
+        #: Whether other versions serve while this one failed: readiness doesn't ask for it then.
+        self.is_newcomer = False
         #: Where requests go in while the state is READY, else None: one look for each request.
         self.intake: Intake | None = None
         self._pool: Pool | None = None
@@ -61,48 +86,59 @@ class LiveModel:
             return self.intake
         raise ModelNotReady(self._not_ready())
 
-    async def load(
-        self,
-        clock: Clock,
-        admission: Admission,
-        max_queue_size: int,
-        cores: int = 0,
-        cache: ResponseCache | None = None,
-    ) -> None:
-        """Load and warm up off the loop. Never raises: a failure is a state with a reason."""
+    async def load(self, means: Means) -> None:
+        """Load, warm up and check off the loop. Never raises: a failure is a state with a reason."""
         try:
-            pool = await open_pool(self.spec, cores)
+            await asyncio.to_thread(manifest.verify, self.asked.path.parent)
+            pool = await open_pool(self.asked, means.cores, memory_reserve_bytes=means.memory_reserve_bytes)
             await _check_objective(pool)
         except ConfigurationError as error:
-            self.reason = str(error)
-            self.state = ModelState.UNAVAILABLE
-            _log.error(
-                "model not loaded", model=self.spec.name, version=self.spec.version, reason=self.reason
-            )
+            self.fail(str(error))
             return
         self.spec = pool.spec
         self._pool = pool
-        self._batcher = Batcher(pool.spec, pool, clock, admission, max_queue_size, pool.report.run_s)
-        self.state = ModelState.READY
+        self._batcher = Batcher(
+            pool.spec, pool, means.clock, means.admission, means.max_queue_size, pool.report.run_s
+        )
         intake = _intake(pool.spec, self._batcher)
-        if cache is not None and _is_cached(pool.spec, cache):
-            intake = self._cached = CachedIntake(pool.spec, cache, intake, clock, admission)
+        if means.cache is not None and _is_cached(pool.spec, means.cache):
+            intake = self._cached = CachedIntake(pool.spec, means.cache, intake, means.clock, means.admission)
+        self.state = ModelState.READY
         self.intake = self._intake = intake
         self._log_ready(pool)
 
-    async def unload(self) -> None:
-        """Refuse new requests, end those that wait, let what runs finish, free the streams."""
-        if self.state is not ModelState.READY or self._pool is None or self._batcher is None:
+    def fail(self, reason: str) -> None:
+        """Note that the version can't be served."""
+        self.reason = reason
+        self.state = ModelState.UNAVAILABLE
+        _log.error("model not loaded", model=self.spec.name, version=self.spec.version, reason=reason)
+
+    def put_before(self, outer: Callable[[Intake], Intake] | None) -> None:
+        """Let requests go in through ``outer`` from now on; None: directly. Those that are in stay in."""
+        if self.intake is not None and self._intake is not None:
+            self.intake = outer(self._intake) if outer is not None else self._intake
+
+    async def unload(self, grace_s: float = 0.0) -> None:
+        """Refuse new requests, serve those that are here for ``grace_s``, end the rest, free the streams.
+
+        May be called again with less grace when the first call was cancelled.
+        """
+        if self._pool is None or self._batcher is None:
             return
         self.state = ModelState.UNLOADING
         self.intake = None
+        if grace_s:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace_s):
+                    await self.wait_idle()
         refusal = ModelNotReady(self._not_ready())
         if self._cached is not None:
             self._cached.close(refusal)
         self._batcher.fail_waiting(refusal)
         await self._batcher.wait_idle()
         self._batcher.close()
-        await self._pool.close()
+        pool, self._pool = self._pool, None
+        await pool.close()
         self.state = ModelState.UNAVAILABLE
         self.reason = "unloaded"
 
@@ -115,6 +151,11 @@ class LiveModel:
         """Wait until no request waits or runs."""
         if self._batcher is not None:
             await self._batcher.wait_idle()
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a stream."""
+        return self._batcher.waiting if self._batcher is not None else 0
 
     @property
     def in_flight(self) -> int:

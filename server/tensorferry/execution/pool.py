@@ -10,18 +10,24 @@ from __future__ import annotations
 import asyncio
 import os
 from functools import partial
+from typing import Final
 
 from tensorferry.batching.batch import Batch
 from tensorferry.batching.batcher import BatchOutcome
 from tensorferry.errors import ModelLoadError
 from tensorferry.execution.backends import opener
 from tensorferry.execution.drift import INLINE_BELOW_S, MAX_INLINE_S, DriftWatch
+from tensorferry.execution.memory import LOADS
 from tensorferry.execution.placement import Placement
 from tensorferry.execution.stream import Conduct, Done, InlineStream, Stream, ThreadStream
 from tensorferry.execution.warmup import WarmupReport
 from tensorferry.model import Model, ModelSpec
 
 __all__ = ["Pool", "open_pool"]
+
+#: Platforms whose models start no threads or processes that outlive the thread that loaded them:
+#: OpenMP's belong to the thread that used them. See ``Conduct.loads_aside``.
+_THREADLESS: Final = frozenset({"pytorch_libtorch"})
 
 
 class Pool:
@@ -86,24 +92,40 @@ class Pool:
         return f"<Pool {len(self._streams)} streams, {len(self._idle)} idle>"
 
 
-async def open_pool(spec: ModelSpec, cores: int = 0, inline_below_s: float = INLINE_BELOW_S) -> Pool:
-    """Load and warm up one model copy for each of ``spec.devices``.
+async def open_pool(
+    spec: ModelSpec,
+    cores: int = 0,
+    inline_below_s: float = INLINE_BELOW_S,
+    memory_reserve_bytes: int = 0,
+) -> Pool:
+    """Load, warm up and check one model copy for each of ``spec.devices``.
 
     The streams share ``cores``; 0 means all that this process may run on.
 
     A model on one CPU stream whose slowest batch ran for less than ``inline_below_s`` begins
-    inline, unless ``spec.execution`` says where it runs.
+    inline, unless ``spec.execution`` says where it runs. A ``background`` one runs on a thread that
+    everything else goes before. Loading must leave
+    ``memory_reserve_bytes`` free on the host and on each device.
 
     Raises:
-        ModelLoadError: a copy didn't load or failed in warm-up, or the model is to run inline and
-            can't; none is left behind.
+        ModelLoadError: it would not fit into memory, a copy didn't load or failed in warm-up, its
+            outputs aren't those of its golden file, or it is to run inline and can't; none is left
+            behind.
     """
+    async with LOADS.admitted(spec, memory_reserve_bytes):
+        return await _open(spec, cores, inline_below_s)
+
+
+async def _open(spec: ModelSpec, cores: int, inline_below_s: float) -> Pool:
     load = opener(spec)
     loop = asyncio.get_running_loop()
     threads = spec.intra_op_threads or _threads_per_stream(cores, len(spec.devices))
-    if spec.execution == "inline":
+    is_inline = spec.execution == "inline" and not spec.background
+    if is_inline:
         _check_one_cpu(spec)
         threads = spec.intra_op_threads or 1  # measure it as it will run
+    if spec.background:
+        threads = 1
 
     streams = [
         ThreadStream(
@@ -111,15 +133,15 @@ async def open_pool(spec: ModelSpec, cores: int = 0, inline_below_s: float = INL
             partial(load, spec, device),
             threads,
             loop,
-            conduct=Conduct(gives_way=device == "cpu"),  # a GPU's run is long without keeping a core
+            conduct=_conduct(spec, device),
         )
         for number, device in enumerate(spec.devices)
     ]
     model, report = await _opened(streams)
-    if spec.devices != ("cpu",) or spec.execution == "thread":
+    if spec.devices != ("cpu",) or spec.execution == "thread" or spec.background:
         # Several streams are the owner's wish for several threads; a GPU's run is never so short.
         return Pool(list(streams), model.spec, report)
-    if spec.execution == "inline":
+    if is_inline:
         await _check_bound(spec, streams[0], report)
     watch = _watch(spec, report, inline_below_s)
     placement = Placement(model, streams[0], report, watch, threads)
@@ -142,6 +164,14 @@ async def _opened(streams: list[ThreadStream]) -> tuple[Model, WarmupReport]:
                 stream.close()
         raise failures[0]
     return next(result for result in results if not isinstance(result, BaseException))
+
+
+def _conduct(spec: ModelSpec, device: str) -> Conduct:
+    return Conduct(
+        gives_way=device == "cpu",  # a GPU's run is long without keeping a core
+        background=spec.background,
+        loads_aside=not spec.background and spec.platform in _THREADLESS,
+    )
 
 
 def _watch(spec: ModelSpec, report: WarmupReport, inline_below_s: float) -> DriftWatch:

@@ -26,7 +26,7 @@ import structlog
 from tensorferry.batching.batch import Batch
 from tensorferry.batching.batcher import BatchOutcome
 from tensorferry.errors import ModelFailed, ModelLoadError, TensorferryError
-from tensorferry.execution.priority import Priority
+from tensorferry.execution.priority import Priority, run_aside
 from tensorferry.execution.warmup import WarmupReport, warm_up
 from tensorferry.model import Model
 
@@ -45,12 +45,19 @@ class Conduct:
     twice for each run took 5 % of a saturated server's time.
 
     With ``gives_way`` a thread of its own, and those it starts, are nicer once its runs are long;
-    see ``Priority``.
+    see ``Priority``. In the ``background`` they are as nice as can be from the start.
+
+    With ``loads_aside`` the model is loaded and warmed up on a thread that gives way to everything
+    else, and then handed to the stream's own thread, which doesn't. That is for backends whose
+    threads end with the thread that used them: threads (or processes) that stay with the model
+    would stay nice.
     """
 
     gives_way: bool = True
     cpu_clock: Callable[[], float] = time.thread_time
     cpu_every: int = 1
+    background: bool = False
+    loads_aside: bool = False
 
 
 _PLAIN: Final = Conduct()
@@ -85,6 +92,8 @@ class InlineStream:
         self._cpu_clock = conduct.cpu_clock
         self._cpu_every = conduct.cpu_every
         self._runs = 0
+        self._freed: asyncio.Future[object] | None = None
+        self._thread: threading.Thread | None = None
 
     def start(self, batch: Batch, done: Done) -> None:
         """Run the batch now and call ``done`` before returning."""
@@ -99,11 +108,27 @@ class InlineStream:
         done(outcome)
 
     def close(self) -> None:
-        """Free the model."""
-        self._model.close()
+        """Free the model, on a thread: giving back a large one's memory takes milliseconds."""
+        loop = asyncio.get_running_loop()
+        self._freed = loop.create_future()
+        self._thread = threading.Thread(target=self._free, args=(loop, self._freed), daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:  # "can't start new thread": the system's limit is reached
+            self._thread = None
+            self._model.close()
 
     async def wait_closed(self) -> None:
-        """Nothing to wait for."""
+        """Wait until the model has been freed."""
+        if self._freed is not None and self._thread is not None:
+            await self._freed
+            self._thread.join()
+
+    def _free(self, loop: asyncio.AbstractEventLoop, freed: asyncio.Future[object]) -> None:
+        try:
+            self._model.close()
+        finally:
+            _post(loop, _resolve, freed, None, None)
 
 
 class ThreadStream:
@@ -164,28 +189,40 @@ class ThreadStream:
         self._thread.join()  # saying so was the last thing that it did
 
     def _main(self) -> None:
-        priority = Priority(self._thread.name) if self._conduct.gives_way else None
+        conduct, priority = self._conduct, None
+        if conduct.gives_way or conduct.background:
+            priority = Priority(self._thread.name, background=conduct.background)
         try:
-            model = self._load()
-            model.attach(self._intra_op_threads)
-            report = self._report or warm_up(model)
+            model, report = self._loaded()
         except TensorferryError as error:
-            self._post(_resolve, self.opened, None, error)
-            self._post(_resolve, self._closed, None, None)
+            _post(self._loop, _resolve, self.opened, None, error)
+            _post(self._loop, _resolve, self._closed, None, None)
             return
         except Exception as error:  # a fault of ours or of the backend's; never lose the thread's end
             _log.exception("loading a model failed unexpectedly")
             reason = ModelLoadError(f"loading failed unexpectedly: {type(error).__name__}: {error}")
-            self._post(_resolve, self.opened, None, reason)
-            self._post(_resolve, self._closed, None, None)
+            _post(self._loop, _resolve, self.opened, None, reason)
+            _post(self._loop, _resolve, self._closed, None, None)
             return
         if priority is not None:
             priority.measured(report)
-        self._post(_resolve, self.opened, (model, report), None)
+        _post(self._loop, _resolve, self.opened, (model, report), None)
         self._serve(model, priority)
         if self._keeps_model:
             model.close()
-        self._post(_resolve, self._closed, None, None)
+        _post(self._loop, _resolve, self._closed, None, None)
+
+    def _loaded(self) -> tuple[Model, WarmupReport]:
+        if not self._conduct.loads_aside or self._report is not None:
+            return self._load_here()
+        model, report = run_aside(self._load_here, f"{self._thread.name} loading")
+        model.attach(self._intra_op_threads)
+        return model, report
+
+    def _load_here(self) -> tuple[Model, WarmupReport]:
+        model = self._load()
+        model.attach(self._intra_op_threads)
+        return model, self._report or warm_up(model)
 
     def _serve(self, model: Model, priority: Priority | None) -> None:
         cpu_clock = self._conduct.cpu_clock
@@ -196,13 +233,14 @@ class ThreadStream:
             self.last_cpu_s = cpu_clock() - began
             if priority is not None:
                 priority.saw(self.last_cpu_s)
-            self._post(done, outcome)
+            _post(self._loop, done, outcome)
             # Drop the references now: the next job may be long in coming.
             del job, batch, done, outcome
 
-    def _post(self, callback: Callable[..., object], *arguments: object) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits for this any more
-            self._loop.call_soon_threadsafe(callback, *arguments)
+
+def _post(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *arguments: object) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits for this any more
+        loop.call_soon_threadsafe(callback, *arguments)
 
 
 def _resolve(future: asyncio.Future[object], result: object, error: Exception | None) -> None:

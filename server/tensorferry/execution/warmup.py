@@ -17,6 +17,7 @@ from typing import Final
 
 from tensorferry.batching.padding import check_padding
 from tensorferry.errors import ConfigurationError, ModelLoadError, TensorferryError
+from tensorferry.execution.golden import check_golden
 from tensorferry.model import BatchInput, Model, ModelSpec, TensorSpec, WarmupSpec, batch_buckets
 
 __all__ = ["WarmupReport", "warm_up"]
@@ -53,9 +54,18 @@ class WarmupReport:
 def warm_up(model: Model) -> WarmupReport:
     """Run ``model`` at every batch size, on the calling thread, until the times settle.
 
+    A model that has a golden file must then give what it expects; see ``check_golden``.
+
     Raises:
-        ModelLoadError: the model fails on an input that its configuration allows.
+        ModelLoadError: the model fails on an input that its configuration allows, or its outputs
+            aren't those of its golden file.
     """
+    report = _run_all(model)
+    check_golden(model)
+    return report
+
+
+def _run_all(model: Model) -> WarmupReport:
     spec = model.spec
     _check_pad_value(spec)
     run_s: dict[int, float] = {}

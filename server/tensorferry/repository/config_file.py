@@ -16,7 +16,7 @@ from tensorferry.repository.pbtxt import parse_pbtxt
 from tensorferry.repository.source import ConfigSource
 from tensorferry.repository.yaml_file import parse_yaml
 
-__all__ = ["CONFIG_NAMES", "MAX_CONFIG_BYTES", "read_config"]
+__all__ = ["CONFIG_NAMES", "MAX_CONFIG_BYTES", "parse_config_file", "read_config"]
 
 #: A real configuration has a few hundred bytes; parsing is in Python and takes seconds per MiB.
 MAX_CONFIG_BYTES: Final = 1 << 20
@@ -48,6 +48,16 @@ def read_config(directory: Path) -> ConfigSource | None:
         if os.path.lexists(directory / name):
             raise ModelConfigError(f"not a name that is read; rename the file to {right}", directory / name)
     return None
+
+
+def parse_config_file(path: Path) -> ConfigSource:
+    """Read a configuration under any name: YAML where that ends in .yaml or .yml, else protobuf's text.
+
+    Raises:
+        ModelConfigError: it can't be read or parsed.
+    """
+    parse = parse_yaml if path.suffix in (".yaml", ".yml") else parse_pbtxt
+    return parse(_read_text(path), path)
 
 
 def _read_text(path: Path) -> str:

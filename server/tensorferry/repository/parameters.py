@@ -70,6 +70,14 @@ def _latency_objective_ms(spec: ModelSpec, text: str) -> ModelSpec:
     return replace(spec, batching=replace(spec.batching, latency_objective_ms=objective_ms))
 
 
+def _run_timeout_ms(spec: ModelSpec, text: str) -> ModelSpec:
+    least, most = _OBJECTIVE_MS
+    timeout_ms = _number(text)
+    if timeout_ms is None or (timeout_ms != 0.0 and not least <= timeout_ms <= most):
+        raise ValueError(f"0 for none, or a number of milliseconds from {least:g} to {most:.0f}")
+    return replace(spec, run_timeout_ms=timeout_ms)
+
+
 def _split_oversized(spec: ModelSpec, text: str) -> ModelSpec:
     if text.lower() not in ("true", "false"):
         raise ValueError('"true" or "false"')
@@ -125,6 +133,12 @@ def _ragged_pad_value(spec: ModelSpec, text: str) -> ModelSpec:
     return replace(spec, padding=replace(padding, pad_value=value))
 
 
+def _torch_export_mode(spec: ModelSpec, text: str) -> ModelSpec:
+    if text not in ("auto", "graph", "aoti"):
+        raise ValueError('"auto", "graph" or "aoti"')
+    return replace(spec, torch_export_mode=cast("Literal['auto', 'graph', 'aoti']", text))
+
+
 #: Name to parameter, for every parameter that is supported. ``ragged_max_length`` looks at the buckets.
 PARAMETERS: Final[Mapping[str, Parameter]] = {
     "INFERENCE_MODE": Parameter(
@@ -149,6 +163,13 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
         "none",
         "answer within this time of receipt: batches are sized to it, and a request that would be late is"
         " refused at once; holds without `dynamic_batching` too",
+    ),
+    "run_timeout_ms": Parameter(
+        _run_timeout_ms,
+        "ms",
+        "none",
+        "a run that takes longer is given up and its batch fails: the model's process is killed and started"
+        " again; for models in a process of their own alone (such as Python models), warm-up included",
     ),
     "split_oversized": Parameter(
         _split_oversized,
@@ -175,6 +196,13 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
         "",
         "`0`",
         "what fills the padding; the datatype of every ragged input must hold it",
+    ),
+    "torch_export_mode": Parameter(
+        _torch_export_mode,
+        "",
+        "`auto`",
+        "how an exported program (`model.pt2`) runs: `graph` as it is, `aoti` compiled by AOTInductor at every"
+        " load, in 5 to 30 s; `auto` is `graph`; a compiled package runs as what it is",
     ),
 }
 

@@ -8,6 +8,7 @@ from typing import Final
 
 from tensorferry.model import ModelSpec
 from tensorferry.repository.batching import batching_spec, check_times
+from tensorferry.repository.ensembles import ensemble_steps, is_ensemble
 from tensorferry.repository.formats import check_format, configured_format, format_in
 from tensorferry.repository.instances import complete_groups, devices
 from tensorferry.repository.padding import check_padding, padding_spec
@@ -61,8 +62,9 @@ def complete_config(source: ConfigSource, name: str, newest: Path) -> ModelConfi
     config.default_model_filename = source.config.default_model_filename or own.filename
     if config.version_policy.WhichOneof("policy_choice") is None:
         config.version_policy.latest.num_versions = 1
-    del config.instance_group[:]
-    config.instance_group.extend(complete_groups(source, name))
+    if not is_ensemble(source):
+        del config.instance_group[:]
+        config.instance_group.extend(complete_groups(source, name))
     return config
 
 
@@ -76,6 +78,7 @@ def build_spec(source: ConfigSource, config: ModelConfig) -> ModelSpec:
     Raises:
         ModelConfigError: the first thing found that can't be.
     """
+    steps = ensemble_steps(source, config.name)
     inputs = tensor_specs(source, "input") if source.is_file else ()
     outputs = tensor_specs(source, "output") if source.is_file else ()
     spec = ModelSpec(
@@ -93,6 +96,7 @@ def build_spec(source: ConfigSource, config: ModelConfig) -> ModelSpec:
         from_signature=not source.is_file,
         response_cache=source.config.response_cache.enable,
         padding=padding_spec(source, inputs, outputs),
+        steps=steps,
     )
     spec = apply_parameters(source, spec)
     check_times(source, spec)

@@ -17,13 +17,13 @@ from tensorferry.model import ModelSpec
 from tensorferry.repository.formats import FORMATS, Format, format_in
 from tensorferry.wire.model_config_pb2 import ModelConfig
 
-__all__ = ["GOLDEN_NAMES", "content_of", "version_spec"]
+__all__ = ["GOLDEN_NAMES", "MAX_FILES", "content_of", "files_in", "version_spec"]
 
 #: A version's own test: inputs with the outputs that it must give.
 GOLDEN_NAMES: Final = ("golden.npz", "golden.json")
 
 #: A Python model may bring a package with it; a version directory with more files is a mistake.
-_MAX_FILES: Final = 10_000
+MAX_FILES: Final = 10_000
 
 
 def version_spec(
@@ -62,20 +62,32 @@ def content_of(where: Path) -> str:
     """
     digest = hashlib.sha256()
     try:
-        for count, (name, status) in enumerate(_files(where)):
-            if count >= _MAX_FILES:
-                raise ModelConfigError(f"holds more than {_MAX_FILES} files; keep the model's alone", where)
-            digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ino}\n".encode())
+        for count, (name, status) in enumerate(files_in(where)):
+            if count >= MAX_FILES:
+                raise ModelConfigError(f"holds more than {MAX_FILES} files; keep the model's alone", where)
+            digest.update(
+                f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ino}\n".encode(
+                    errors="surrogateescape"
+                )
+            )
     except OSError as error:
         raise ModelConfigError(f"can't be read: {error.strerror}", where) from None
     return digest.hexdigest()[:16]
 
 
-def _files(where: Path) -> Iterator[tuple[str, os.stat_result]]:
+def files_in(where: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield the relative path and status of every file of a version, but hidden ones and ``__pycache__``.
+
+    Links to files are followed; a link to a directory is yielded as what it is, and not entered.
+
+    Raises:
+        OSError: the directory, or a file in it, can't be read.
+    """
     for root, directories, names in os.walk(where, onerror=_raise):
         # What running a Python model leaves behind is not the model.
         directories[:] = sorted(each for each in directories if each != "__pycache__" and each[0] != ".")
-        for name in sorted(names):
+        links = [each for each in directories if os.path.islink(os.path.join(root, each))]
+        for name in sorted([*names, *links]):
             if name.startswith("."):
                 continue
             path = os.path.join(root, name)

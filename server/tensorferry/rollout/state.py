@@ -122,6 +122,11 @@ class Rollout:
         """The version that the label ``stable`` points at; 0 if there is none."""
         return self.labels.get(STABLE, 0)
 
+    @property
+    def running(self) -> Canary | None:
+        """The canary, if it gets requests."""
+        return self.canary if self.canary is not None and self.canary.is_running else None
+
     def version_of(self, target: str) -> int:
         """Return the version that a target means: its number, or where its label points; 0 if nowhere."""
         if target.isascii() and target.isdigit():
@@ -136,9 +141,9 @@ class Rollout:
         so that the version policy's highest answers.
         """
         arms: tuple[tuple[int, float], ...]
-        if self.canary is not None and self.canary.is_running:
-            share = self.canary.share
-            arms = ((self.canary.version, share), (self.canary.stable_version, 1.0 - share))
+        canary = self.running
+        if canary is not None:
+            arms = ((canary.version, canary.share), (canary.stable_version, 1.0 - canary.share))
         elif self.split:
             total = sum(share.weight for share in self.split)
             arms = tuple((self.version_of(share.target), share.weight / total) for share in self.split)
@@ -152,10 +157,18 @@ class Rollout:
         return self.version_of(self.shadow.target) if self.shadow is not None else 0
 
     @property
-    def versions(self) -> frozenset[int]:
-        """All versions that must be loaded."""
+    def needed(self) -> frozenset[int]:
+        """All versions that have to be there."""
         named = {*self.labels.values(), self.shadow_version, *(version for version, _ in self.arms)}
         return frozenset(named - {0})
+
+    @property
+    def versions(self) -> frozenset[int]:
+        """All versions to keep loaded: those needed, and the one that a rollback would go back to.
+
+        The latter so that a rollback takes effect on the next request, without a load.
+        """
+        return self.needed | {self.previous_stable} - {0}
 
 
 EMPTY: Final = Rollout()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from tensorferry.tensors import Buffer, Tensor
 
-def scan(body: bytes) -> tuple[bytes, bytes, list[Buffer]] | None: ...
+def scan(body: bytes) -> tuple[bytes, bytes, list[Buffer], bytes] | None: ...
 def join_response(
     head: bytes,
     identity: bytes,

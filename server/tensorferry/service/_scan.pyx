@@ -2,20 +2,26 @@
 """Take a ModelInferRequest apart without parsing what is the same in every request, and put replies together.
 
 Protobuf's wire format: a message is a run of fields, each a tag (number and wire type) and a value.
-``scan`` knows only the numbers of ``id`` (3) and ``raw_input_contents`` (7); all else is returned
-as it is, as the key under which ``plans.py`` keeps what parsing it has taught. A field's meaning
-doesn't depend on the others around it, so parsing the body gives the same as parsing the key, plus
-the id and the raw contents. Whatever is unusual makes ``scan`` return None, and protobuf decides.
+``scan`` knows only the numbers of ``id`` (3), of ``raw_input_contents`` (7), and of ``parameters`` (4) where
+it holds a ``split_key``; all else is returned as it is, as the key under which ``plans.py`` keeps what
+parsing it has taught. A field's meaning doesn't depend on the others around it, so parsing the body
+gives the same as parsing the key, plus the id, the split key and the raw contents. Whatever is unusual
+makes ``scan`` return None, and protobuf decides.
 """
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport uint8_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcmp, memcpy
+
+cdef extern from "string.h" nogil:
+    void *memmem(const void *, size_t, const void *, size_t)
+
 
 cdef enum:
     LENGTH_DELIMITED = 2
     ID = 3
+    PARAMETERS = 4
     RAW_INPUT_CONTENTS = 7
     # (number << 3) | wire type, of ModelInferResponse.raw_output_contents (6) and id (3)
     RAW_OUTPUT_TAG = 0x32
@@ -24,6 +30,11 @@ cdef enum:
     VIEW_BYTES = 4096
     MOST_OUTPUTS = 16
     MOST_TAG_BYTES = 5
+    # A parameter's entry with the key "split_key": the tag and length of the key, the key, and then
+    # the tag of the value; its length; the tag of InferParameter.string_param (3); its length; the text.
+    SPLIT_KEY_HEAD_BYTES = 12
+
+cdef const char *SPLIT_KEY_HEAD = b"\x0a\x09split_key\x12"
 
 
 cdef inline const uint8_t *_varint(const uint8_t *at, const uint8_t *end, uint64_t *value) noexcept:
@@ -39,10 +50,25 @@ cdef inline const uint8_t *_varint(const uint8_t *at, const uint8_t *end, uint64
     return NULL
 
 
-def scan(bytes body not None):
-    """Return (key, id, raw contents), or None for what protobuf had better look at.
+cdef bytes _split_key(const uint8_t *at, const uint8_t *end):
+    """Return the text of a parameter's entry if that is a ``split_key`` in its plain form; else None."""
+    cdef uint64_t length
+    if end - at < SPLIT_KEY_HEAD_BYTES + 3 or memcmp(at, SPLIT_KEY_HEAD, SPLIT_KEY_HEAD_BYTES):
+        return None
+    at = _varint(at + SPLIT_KEY_HEAD_BYTES, end, &length)
+    if at == NULL or length != <uint64_t> (end - at) or length < 2 or at[0] != 0x1A:
+        return None
+    at = _varint(at + 1, end, &length)
+    if at == NULL or length == 0 or length != <uint64_t> (end - at):
+        return None
+    return PyBytes_FromStringAndSize(<const char *> at, <Py_ssize_t> length)
 
-    The id is bytes. A raw content is bytes, or a view into ``body`` if it is large.
+
+def scan(bytes body not None):
+    """Return (key, id, raw contents, split key), or None for what protobuf had better look at.
+
+    The id and the split key are bytes, empty if there is none. A raw content is bytes, or a view into
+    ``body`` if it is large.
     """
     cdef const uint8_t *start = <const uint8_t *> PyBytes_AS_STRING(body)
     cdef const uint8_t *end = start + PyBytes_GET_SIZE(body)
@@ -53,6 +79,7 @@ def scan(bytes body not None):
     cdef uint64_t number
     cdef list raws = []
     cdef bytes identity = None
+    cdef bytes split_key = None
     cdef bytes key = None
     while at < end:
         field = at
@@ -73,6 +100,13 @@ def scan(bytes body not None):
             if identity is not None:
                 return None
             identity = PyBytes_FromStringAndSize(<const char *> at, <Py_ssize_t> length)
+        elif number == PARAMETERS and memmem(at, length, SPLIT_KEY_HEAD + 2, 9) != NULL:
+            # One in another form than its plain one, or a second: which of them counts, protobuf knows.
+            if split_key is not None:
+                return None
+            split_key = _split_key(at, at + length)
+            if split_key is None:
+                return None
         else:
             at += length
             continue
@@ -84,7 +118,12 @@ def scan(bytes body not None):
     if end > kept:
         part = PyBytes_FromStringAndSize(<const char *> kept, end - kept)
         key = part if key is None else key + part
-    return (b"" if key is None else key), (b"" if identity is None else identity), raws
+    return (
+        b"" if key is None else key,
+        b"" if identity is None else identity,
+        raws,
+        b"" if split_key is None else split_key,
+    )
 
 
 cdef inline uint8_t *_put_varint(uint8_t *at, uint64_t value) noexcept:

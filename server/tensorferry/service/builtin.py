@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from google.protobuf import descriptor_pool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_grpc
@@ -9,7 +11,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2, reflection_pb2_g
 from tensorferry.engine import Engine
 from tensorferry.service.inference import SERVICE
 from tensorferry.service.methods import MethodTable, ServicerCollector
-from tensorferry.wire import model_config_pb2, open_inference_pb2
+from tensorferry.wire import model_config_pb2, open_inference_pb2, rollout_pb2
 
 __all__ = ["HealthService", "reflection_methods"]
 
@@ -23,6 +25,8 @@ class HealthService:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._servicer = health.aio.HealthServicer()
+        self._known: set[str] = set()
+        self._updating: set[asyncio.Task[None]] = set()
 
     def methods(self) -> MethodTable:
         """Return the method table of the service (Check and Watch)."""
@@ -35,9 +39,18 @@ class HealthService:
         ready = self._engine.is_ready
         for name in ("", SERVICE):
             await self._set(name, ready)
-        unready = {reason.partition("/")[0] for reason in self._engine.unready()}
-        for name in self._engine.models:
-            await self._set(name, name not in unready)
+        served = self._engine.served()
+        for name in self._known - served.keys():
+            await self._set(name, False)
+        self._known |= served.keys()
+        for name, is_served in served.items():
+            await self._set(name, is_served)
+
+    def follow(self) -> None:
+        """Call ``update`` soon; for those who can't wait."""
+        task = asyncio.create_task(self.update())
+        self._updating.add(task)
+        task.add_done_callback(self._updating.discard)
 
     async def shut_down(self) -> None:
         """Say NOT_SERVING of everything, for good."""
@@ -54,7 +67,7 @@ def reflection_methods(services: list[str]) -> MethodTable:
     protobuf's default pool (see ``wire/_pool.py``).
     """
     pool = descriptor_pool.DescriptorPool()
-    for module in (model_config_pb2, open_inference_pb2, health_pb2, reflection_pb2):
+    for module in (model_config_pb2, open_inference_pb2, rollout_pb2, health_pb2, reflection_pb2):
         pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
     servicer = reflection.aio.ReflectionServicer([*services, reflection.SERVICE_NAME], pool=pool)
     collector = ServicerCollector()

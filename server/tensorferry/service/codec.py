@@ -20,9 +20,11 @@ __all__ = [
     "decode_inputs",
     "described_outputs",
     "encode_response",
+    "label_of",
     "priority_of",
     "request_id",
     "requested_outputs",
+    "split_key_of",
     "timeout_of",
 ]
 
@@ -129,6 +131,33 @@ def priority_of(message: pb.ModelInferRequest) -> int:
     if priority < 0:
         raise _refusal(message, "parameter 'priority' must be an integer >= 0; 1 is the highest")
     return priority
+
+
+def label_of(message: pb.ModelInferRequest) -> str:
+    """Return the request's ``label`` parameter: which label's version is to answer; "" if none.
+
+    Raises:
+        InvalidRequest: it is no text.
+    """
+    return _text(message, "label")
+
+
+def split_key_of(message: pb.ModelInferRequest) -> str:
+    """Return the request's ``split_key`` parameter: who is asking, for a split that sticks; "" if none.
+
+    Raises:
+        InvalidRequest: it is no text.
+    """
+    return _text(message, "split_key")
+
+
+def _text(message: pb.ModelInferRequest, name: str) -> str:
+    if name not in message.parameters:
+        return ""
+    value = message.parameters[name]
+    if value.WhichOneof("parameter_choice") != "string_param":
+        raise _refusal(message, f"parameter {name!r} must be text (string_param)")
+    return value.string_param
 
 
 def _integer(value: pb.InferParameter) -> int:

@@ -31,7 +31,8 @@ SERVICE: Final = "inference.GRPCInferenceService"
 EXTENSIONS: Final = (
     "binary_tensor_data",
     "model_configuration",
-    "model_repository(index)",
+    "model_repository",
+    "model_repository(unload_dependents)",
     "schedule_policy",
     "statistics",
 )
@@ -89,10 +90,10 @@ class InferenceService:
     def infer(self, call: UnaryCall, body: bytes) -> None:
         """ModelInfer: decode, submit; ``_Answer`` replies when the batch is done."""
         try:
-            plan, identity, parts = self._planner.decode(body)
+            plan, identity, parts, key = self._planner.decode(body)
             answer = _Answer(call, plan, identity)
             request = self._engine.submit_bound(
-                plan.live, plan.bound, parts, answer, call.deadline, plan.timeout_s, plan.priority
+                plan.live, plan.bound, parts, answer, call.deadline, plan.timeout_s, plan.priority, key
             )
         except Exception as error:
             call.fail(*status_of(error))
@@ -156,9 +157,9 @@ class InferenceService:
                     settle(error)
 
         try:
-            plan, identity, parts = self._planner.decode(body)
+            plan, identity, parts, key = self._planner.decode(body)
             request = self._engine.submit_bound(
-                plan.live, plan.bound, parts, done, deadline, plan.timeout_s, plan.priority
+                plan.live, plan.bound, parts, done, deadline, plan.timeout_s, plan.priority, key
             )
         except Exception as error:
             settle(error)
@@ -228,21 +229,6 @@ class InferenceService:
             ]
         )
 
-    async def _repository_index(self, request: pb.RepositoryIndexRequest) -> pb.RepositoryIndexResponse:
-        if request.repository_name:
-            raise InvalidRequest("this server has one repository; leave repository_name empty")
-        response = pb.RepositoryIndexResponse()
-        for name, versions in sorted(self._engine.models.items()):
-            error = self._engine.entry(name).error
-            if error is not None and not request.ready:
-                response.models.add(name=name, state=ModelState.UNAVAILABLE.value, reason=str(error))
-            for number, live in sorted(versions.items()):
-                if live.state is ModelState.READY or not request.ready:
-                    response.models.add(
-                        name=name, version=str(number), state=live.state.value, reason=live.reason
-                    )
-        return response
-
     ServerLive = guarded(_server_live, pb.ServerLiveRequest)
     ServerReady = guarded(_server_ready, pb.ServerReadyRequest)
     ModelReady = guarded(_model_ready, pb.ModelReadyRequest)
@@ -250,7 +236,6 @@ class InferenceService:
     ModelMetadata = guarded(_model_metadata, pb.ModelMetadataRequest)
     ModelConfig = guarded(_model_config, pb.ModelConfigRequest)
     ModelStatistics = guarded(_model_statistics, pb.ModelStatisticsRequest)
-    RepositoryIndex = guarded(_repository_index, pb.RepositoryIndexRequest)
 
 
 def _shape_of(tensor: TensorSpec, has_batch_dimension: bool) -> tuple[int, ...]:

@@ -9,6 +9,9 @@ their data's sizes compared with the plan's.
 Where the extension isn't built, or for any body that is unusual, ``decode`` parses with protobuf
 every time. Both ways give the same; a property test holds them to it.
 
+Where a model's requests are divided among versions, a plan has one for each of them (an arm), and the
+request's split key, or else its id, chooses.
+
 Invariant: a plan is only as good as the routes that it was made under. ``Engine.generation``
 changes with the routes, and drops all plans.
 """
@@ -19,7 +22,8 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from tensorferry.batching.pending import Pending
-from tensorferry.engine import Engine, LiveModel
+from tensorferry.engine import Engine, LiveModel, Route
+from tensorferry.errors import InvalidRequest
 from tensorferry.model import Bound
 from tensorferry.service import codec
 from tensorferry.service.status import parsed
@@ -37,7 +41,7 @@ _MAX_KEY_BYTES: Final = 2048
 #: ``_scan.join_response`` keeps its buffers in an array of this size.
 _MAX_JOINED: Final = 16
 
-_Scanned = tuple[bytes, bytes, list[Buffer]]
+_Scanned = tuple[bytes, bytes, list[Buffer], bytes]
 _Join = Callable[[bytes, bytes, bytes, Sequence[Tensor], int, int, int], bytes]
 
 
@@ -55,17 +59,23 @@ except ImportError:
 
 
 class Plan:
-    """One form of request to one live model."""
+    """One form of request to one live model.
+
+    With a ``route`` the plan is the first of ``arms``, one for each version that the requests of this
+    form are divided among; an arm that can't take them is the error that says so.
+    """
 
     __slots__ = (
         "_described",
         "_described_for",
         "_has_fixed_outputs",
         "_head",
+        "arms",
         "bound",
         "live",
         "priority",
         "requested",
+        "route",
         "sizes",
         "timeout_s",
     )
@@ -84,6 +94,8 @@ class Plan:
         self.timeout_s = timeout_s
         self.priority = priority
         self.sizes: list[int] = []
+        self.route: Route | None = None
+        self.arms: dict[LiveModel, Plan | InvalidRequest] = {}
         spec = live.spec
         response = pb.ModelInferResponse(model_name=spec.name, model_version=str(spec.version))
         self._head = response.SerializeToString()
@@ -91,6 +103,19 @@ class Plan:
         self._described = b""
         # What the backend has checked against the configuration needs no second look.
         self._has_fixed_outputs = all(each.is_fixed for each in spec.outputs)
+
+    def arm(self, key: bytes) -> Plan:
+        """Return the plan for the version that answers requests with this key.
+
+        Raises:
+            InvalidRequest: that version doesn't take this form of request.
+        """
+        if self.route is None:
+            return self
+        arm = self.arms[self.route.choose(key)]
+        if isinstance(arm, InvalidRequest):
+            raise arm.with_traceback(None)
+        return arm
 
     def fits(self, parts: Sequence[Buffer]) -> bool:
         """Whether the data has the sizes that were checked."""
@@ -127,9 +152,9 @@ class Plan:
         return pb.ModelStreamInferResponse(infer_response=pb.ModelInferResponse.FromString(body))
 
 
-#: A request, ready to be submitted: its form, its id, and its data by input. A plain tuple: one is
-#: made for each request.
-Decoded = tuple[Plan, bytes, Sequence[Buffer]]
+#: A request, ready to be submitted: its form, its id, its data by input, and what it is told from
+#: others by (the split key, or else the id). A plain tuple: one is made for each request.
+Decoded = tuple[Plan, bytes, Sequence[Buffer], bytes]
 
 
 class Planner:
@@ -148,41 +173,78 @@ class Planner:
         """
         scanned = _scan(body)
         if scanned is None:
-            return self._parse(body)[0]
-        key, identity, parts = scanned
+            return self._parse(body)
+        key, identity, parts, split_key = scanned
         if self._generation != self._engine.generation:
             self._generation = self._engine.generation
             self._plans.clear()
         plan = self._plans.get(key)
-        if plan is not None and plan.fits(parts) and identity.isascii():
-            return plan, identity, parts
-        decoded, in_order = self._parse(body)
+        if plan is not None and plan.fits(parts) and identity.isascii() and split_key.isascii():
+            if plan.route is not None:
+                plan = plan.arm(split_key or identity)
+            return plan, identity, parts, split_key or identity
+        form, decoded, in_order = self._parse_form(body)
         if in_order and len(key) <= _MAX_KEY_BYTES:
             if len(self._plans) >= _MAX_PLANS:
                 self._plans.clear()
-            plan, _, data = decoded
-            plan.sizes = [len(part) for part in data]
-            self._plans[key] = plan
-        return decoded
+            form.sizes = [len(part) for part in decoded[2]]
+            self._plans[key] = form
+        return self._chosen(form, decoded)
 
-    def _parse(self, body: bytes) -> tuple[Decoded, bool]:
-        """Parse with protobuf. Also returns whether the form may be kept.
+    def _parse(self, body: bytes) -> Decoded:
+        form, decoded, _ = self._parse_form(body)
+        return self._chosen(form, decoded)
+
+    def _chosen(self, form: Plan, decoded: Decoded) -> Decoded:
+        _, identity, parts, split_key = decoded
+        return form.arm(split_key), identity, parts, split_key
+
+    def _parse_form(self, body: bytes) -> tuple[Plan, Decoded, bool]:
+        """Parse with protobuf. Returns the form, the request under it, and whether the form may be kept.
 
         It may if the data is raw, in the model's order, and needs no look at its values.
         """
         message = parsed(pb.ModelInferRequest, body)
-        live = self._engine.resolve(message.model_name, message.model_version)
-        requested = codec.requested_outputs(message, live.spec)
-        timeout_s, priority = codec.timeout_of(message), codec.priority_of(message)
+        route = self._engine.route(message.model_name, message.model_version, codec.label_of(message))
+        identity = message.id.encode()
+        split_key = codec.split_key_of(message).encode() or identity
         tensors = codec.decode_inputs(message)
-        bound = live.spec.bind(tensors)
+        form = self._plan_of(message, route.live, tensors)
+        bound = form.bound
         in_order = bool(message.raw_input_contents) and all(
             mine is theirs and mine.datatype != "BOOL"
             for mine, theirs in zip(bound.tensors, tensors, strict=True)
         )
         parts = [tensor.data for tensor in bound.tensors]
+        if route.split is not None:
+            form.route = route
+            form.arms = {live: self._arm_of(message, live, tensors, form) for live in route.arms}
         if in_order:
             # The plan outlives the request: it must not keep the request's data.
-            bound.forget_data()
-        plan = Plan(live, bound, requested, timeout_s, priority)
-        return (plan, message.id.encode(), parts), in_order
+            for plan in [form, *form.arms.values()]:
+                if isinstance(plan, Plan):
+                    plan.bound.forget_data()
+        return form, (form, identity, parts, split_key), in_order
+
+    def _plan_of(self, message: pb.ModelInferRequest, live: LiveModel, tensors: Sequence[Tensor]) -> Plan:
+        requested = codec.requested_outputs(message, live.spec)
+        timeout_s, priority = codec.timeout_of(message), codec.priority_of(message)
+        return Plan(live, live.spec.bind(tensors), requested, timeout_s, priority)
+
+    def _arm_of(
+        self, message: pb.ModelInferRequest, live: LiveModel, tensors: Sequence[Tensor], form: Plan
+    ) -> Plan | InvalidRequest:
+        """Return a version's plan for the form, or why it doesn't take it: that is its affair alone."""
+        if live is form.live:
+            return form
+        try:
+            arm = self._plan_of(message, live, tensors)
+        except InvalidRequest as error:
+            return error
+        names = [tensor.name for tensor in form.bound.tensors]
+        if [tensor.name for tensor in arm.bound.tensors] != names:
+            what = (
+                f"version {live.spec.version} takes its inputs in another order than {form.live.spec.version}"
+            )
+            return InvalidRequest(f"model {message.model_name!r}: {what}; use one configuration for both")
+        return arm

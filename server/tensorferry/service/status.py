@@ -23,6 +23,7 @@ _CODES: Final[tuple[tuple[type[errors.TensorferryError], grpc.StatusCode], ...]]
     (errors.InvalidRequest, grpc.StatusCode.INVALID_ARGUMENT),
     (errors.NotFound, grpc.StatusCode.NOT_FOUND),
     (errors.Unsupported, grpc.StatusCode.UNIMPLEMENTED),
+    (errors.ControlDisabled, grpc.StatusCode.FAILED_PRECONDITION),
     (errors.Overloaded, grpc.StatusCode.RESOURCE_EXHAUSTED),
     (errors.Unavailable, grpc.StatusCode.UNAVAILABLE),
     (errors.DeadlineExceeded, grpc.StatusCode.DEADLINE_EXCEEDED),

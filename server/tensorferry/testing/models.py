@@ -1,4 +1,4 @@
-"""Tiny TorchScript models, written into a model repository.
+"""Tiny models, written into a model repository: as TorchScript, or by ``save_as`` in any torch format.
 
 Each writer makes ``root/<name>/config.pbtxt`` and ``root/<name>/<version>/model.pt`` and returns
 the model's directory. ``options`` is more text for the end of the configuration, such as
@@ -20,12 +20,16 @@ from torch import Tensor, nn
 __all__ = [
     "BATCHING",
     "MARKER",
+    "EveryDatatype",
     "Identity",
     "Mlp",
     "Raising",
     "Slow",
     "TwoInputs",
     "save",
+    "save_onnx",
+    "save_package",
+    "save_program",
     "write_identity",
     "write_mlp",
     "write_model",
@@ -101,12 +105,80 @@ class Slow(nn.Module):
         return work + (product[0, 0] * 0.0).to(torch.int64)
 
 
+class EveryDatatype(nn.Module):
+    """Returns each of its ten inputs, of all the datatypes that torch has here, as memory of its own."""
+
+    DATATYPES: Final = ("BOOL", "UINT8", "INT8", "INT16", "INT32", "INT64", "FP16", "BF16", "FP32", "FP64")
+
+    def forward(
+        self,
+        x0: Tensor,
+        x1: Tensor,
+        x2: Tensor,
+        x3: Tensor,
+        x4: Tensor,
+        x5: Tensor,
+        x6: Tensor,
+        x7: Tensor,
+        x8: Tensor,
+        x9: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """``x<n>`` of the n-th of ``DATATYPES``, [rows, 2], to the same."""
+        a = (x0.clone(), x1.clone(), x2.clone(), x3.clone(), x4.clone())
+        return a + (x5.clone(), x6.clone(), x7.clone(), x8.clone(), x9.clone())  # noqa: RUF005 - TorchScript
+
+
 def save(module: nn.Module, path: Path) -> None:
     """Script ``module``, unless it is a ScriptModule already, and save it as ``path``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch says at each step that TorchScript is deprecated
         cast(Any, torch.jit.script(module.eval())).save(str(path))
+
+
+def save_program(
+    module: nn.Module, path: Path, inputs: tuple[Tensor, ...], is_dynamic: bool = True
+) -> torch.export.ExportedProgram:
+    """Export ``module`` as it is called with ``inputs`` and save the program as ``path``.
+
+    With ``is_dynamic`` the first dimension of every input counts rows and can be any size.
+    """
+    program = _exported(module, inputs, is_dynamic)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.export.save(program, path)
+    return program
+
+
+def save_package(module: nn.Module, path: Path, inputs: tuple[Tensor, ...], is_dynamic: bool = True) -> None:
+    """Compile ``module`` with AOTInductor, which needs a C++ compiler, and save the package as ``path``.
+
+    It is written as torch writes it: without a signature.
+    """
+    program = _exported(module, inputs, is_dynamic)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        cast(Any, torch._inductor).aoti_compile_and_package(program, package_path=str(path))
+
+
+def save_onnx(module: nn.Module, path: Path, inputs: tuple[Tensor, ...], is_dynamic: bool = True) -> None:
+    """Save ``module`` as ONNX, which needs onnx and onnxscript. Outputs are ``OUTPUT__<n>``."""
+    program = _exported(module, inputs, is_dynamic)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = [f"OUTPUT__{index}" for index in range(len(program.graph_signature.user_outputs))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            program, (), path, dynamo=True, verbose=False, external_data=False, output_names=names
+        )
+
+
+def _exported(
+    module: nn.Module, inputs: tuple[Tensor, ...], is_dynamic: bool
+) -> torch.export.ExportedProgram:
+    rows = {0: torch.export.Dim("batch")} if is_dynamic else None
+    shapes = tuple(rows for _ in inputs)
+    return torch.export.export(module.eval(), inputs, dynamic_shapes=shapes if is_dynamic else None)
 
 
 def write_model(root: Path, name: str, module: nn.Module, config_text: str | None, version: int = 1) -> Path:

@@ -204,7 +204,7 @@ class Interval(_message.Message):
     def __init__(self, value: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ...) -> None: ...
 
 class Arm(_message.Message):
-    __slots__ = ("version", "share", "is_shadow", "requests", "errors", "not_finite", "latency_p50_ms", "latency_p99_ms", "scores", "score_mean", "labelled", "auc", "score_differences", "compared", "dropped")
+    __slots__ = ("version", "share", "is_shadow", "requests", "errors", "not_finite", "latency_p50_ms", "latency_p99_ms", "scores", "score_mean", "labelled", "auc", "score_differences", "compared", "dropped", "late", "incompatible")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     SHARE_FIELD_NUMBER: _ClassVar[int]
     IS_SHADOW_FIELD_NUMBER: _ClassVar[int]
@@ -220,6 +220,8 @@ class Arm(_message.Message):
     SCORE_DIFFERENCES_FIELD_NUMBER: _ClassVar[int]
     COMPARED_FIELD_NUMBER: _ClassVar[int]
     DROPPED_FIELD_NUMBER: _ClassVar[int]
+    LATE_FIELD_NUMBER: _ClassVar[int]
+    INCOMPATIBLE_FIELD_NUMBER: _ClassVar[int]
     version: int
     share: float
     is_shadow: bool
@@ -235,7 +237,9 @@ class Arm(_message.Message):
     score_differences: Histogram
     compared: int
     dropped: int
-    def __init__(self, version: _Optional[int] = ..., share: _Optional[float] = ..., is_shadow: bool = ..., requests: _Optional[int] = ..., errors: _Optional[int] = ..., not_finite: _Optional[int] = ..., latency_p50_ms: _Optional[float] = ..., latency_p99_ms: _Optional[float] = ..., scores: _Optional[_Union[Histogram, _Mapping]] = ..., score_mean: _Optional[float] = ..., labelled: _Optional[int] = ..., auc: _Optional[_Union[Interval, _Mapping]] = ..., score_differences: _Optional[_Union[Histogram, _Mapping]] = ..., compared: _Optional[int] = ..., dropped: _Optional[int] = ...) -> None: ...
+    late: int
+    incompatible: int
+    def __init__(self, version: _Optional[int] = ..., share: _Optional[float] = ..., is_shadow: bool = ..., requests: _Optional[int] = ..., errors: _Optional[int] = ..., not_finite: _Optional[int] = ..., latency_p50_ms: _Optional[float] = ..., latency_p99_ms: _Optional[float] = ..., scores: _Optional[_Union[Histogram, _Mapping]] = ..., score_mean: _Optional[float] = ..., labelled: _Optional[int] = ..., auc: _Optional[_Union[Interval, _Mapping]] = ..., score_differences: _Optional[_Union[Histogram, _Mapping]] = ..., compared: _Optional[int] = ..., dropped: _Optional[int] = ..., late: _Optional[int] = ..., incompatible: _Optional[int] = ...) -> None: ...
 
 class RolloutReportResponse(_message.Message):
     __slots__ = ("model_name", "arms")

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import re
 import threading
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -15,8 +17,9 @@ from torch import nn
 from tensorferry.batching.batch import Batch
 from tensorferry.batching.pending import Pending
 from tensorferry.errors import ModelLoadError
-from tensorferry.execution.backends import opener
+from tensorferry.execution.backends import opener, torchscript
 from tensorferry.execution.pool import Pool, open_pool
+from tensorferry.execution.priority import MOST_NICE, NICER_BY
 from tensorferry.execution.stream import InlineStream
 from tensorferry.execution.warmup import WarmupReport
 from tensorferry.repository import read_model
@@ -35,6 +38,11 @@ def identity(tmp_path):
         return model.versions[0]
 
     return written
+
+
+def own_threads() -> set[threading.Thread]:
+    """Return the threads that are alive, less those that asyncio keeps for ``to_thread``."""
+    return {each for each in threading.enumerate() if not each.name.startswith("asyncio_")}
 
 
 def batch_for(spec, value: float) -> Batch:
@@ -86,10 +94,10 @@ def test_stream_is_idle_again_before_the_outcome_is_told():
 
 def test_quick_model_on_one_cpu_stream_runs_on_the_loop_thread(identity):
     async def main():
-        before = threading.active_count()
+        before = own_threads()
         pool = await open_pool(identity(), inline_below_s=math.inf)
         assert pool.is_inline
-        assert threading.active_count() == before, "the thread that loaded it is over"
+        assert own_threads() == before, "the thread that loaded it is over"
         assert set(pool.report.run_s) == {1, 2, 4, 8, 16, 32, 64}
         future = outcome_of(pool, batch_for(pool.spec, 7.0))
         assert future.done()
@@ -151,10 +159,10 @@ def long_model(root):
 
 def refusal_of(spec) -> str:
     """Return why the pool doesn't open; no thread may be left behind."""
-    before = set(threading.enumerate())
+    before = own_threads()
     with pytest.raises(ModelLoadError) as caught:
         run(open_pool(spec))
-    for thread in set(threading.enumerate()) - before:
+    for thread in own_threads() - before:
         thread.join(20)
         assert not thread.is_alive()
     return str(caught.value)
@@ -215,10 +223,10 @@ def test_pool_that_does_not_open_leaves_no_thread_behind(identity, count):
     async def main():
         spec = identity(f"instance_group {{ count: {count} }}")
         spec.path.write_bytes(b"")
-        before = set(threading.enumerate())
+        before = own_threads()
         with pytest.raises(ModelLoadError, match="not a TorchScript model"):
             await open_pool(spec)
-        for thread in set(threading.enumerate()) - before:
+        for thread in own_threads() - before:
             thread.join(20)
             assert not thread.is_alive()
 
@@ -228,16 +236,75 @@ def test_pool_that_does_not_open_leaves_no_thread_behind(identity, count):
 def test_stream_that_opened_is_closed_when_another_did_not(identity):
     async def main():
         spec = identity("instance_group [ { count: 1 }, { count: 1, kind: KIND_GPU, gpus: 99 } ]")
-        before = set(threading.enumerate())
+        before = own_threads()
         with pytest.raises(ModelLoadError, match="cuda:99"):
             await open_pool(spec)
-        for thread in set(threading.enumerate()) - before:
+        for thread in own_threads() - before:
             thread.join(20)
             assert not thread.is_alive()
 
     run(main())
 
 
-def test_unknown_backend_is_refused_by_name():
-    with pytest.raises(ModelLoadError, match=r"'m': no backend 'onnx'; known: \['pytorch'\]"):
-        opener(model_spec(backend="onnx"))
+def test_unknown_platform_is_refused_by_name():
+    with pytest.raises(ModelLoadError, match=r"'m': no platform 'caffe2'; known: \['onnxruntime_onnx', "):
+        opener(model_spec(platform="caffe2"))
+
+
+def niceness_of(thread: threading.Thread) -> int:
+    return os.getpriority(os.PRIO_PROCESS, thread.native_id)
+
+
+def stream_thread(before: set[threading.Thread]) -> threading.Thread:
+    (thread,) = [each for each in set(threading.enumerate()) - before if each.name.endswith("/1#0")]
+    return thread
+
+
+def test_background_model_runs_on_a_thread_that_everything_goes_before(identity):
+    async def main():
+        before = set(threading.enumerate())
+        spec = replace(identity(), background=True, execution="inline", intra_op_threads=2)
+        pool = await open_pool(spec, inline_below_s=math.inf)
+        assert not pool.is_inline, "it never holds up the loop"
+        thread = stream_thread(before)
+        assert niceness_of(thread) == MOST_NICE
+        future = outcome_of(pool, batch_for(pool.spec, 7.0))
+        assert array_of((await future).result.outputs[0]).ravel().tolist() == [7, 7]
+        await pool.close()
+
+    run(main())
+
+
+def test_model_is_loaded_by_a_thread_that_gives_way_and_served_by_one_that_does_not(identity, monkeypatch):
+    seen = []
+
+    def open_model(spec, device):
+        seen.append((threading.current_thread(), niceness_of(threading.current_thread())))
+        return torchscript.open_model(spec, device)
+
+    async def main():
+        before = set(threading.enumerate())
+        pool = await open_pool(replace(identity(), execution="thread"))
+        ((loader, niceness),) = seen
+        stream = stream_thread(before)
+        assert niceness == min(niceness_of(threading.main_thread()) + NICER_BY, MOST_NICE)
+        assert not loader.is_alive()
+        assert niceness_of(stream) == niceness_of(threading.main_thread())
+        await pool.close()
+
+    monkeypatch.setattr("tensorferry.execution.pool.opener", lambda spec: open_model)
+    run(main())
+
+
+def test_closing_a_pool_frees_an_inline_model_on_another_thread(identity):
+    async def main():
+        pool = await open_pool(identity(), inline_below_s=math.inf)
+        assert pool.is_inline
+        freed_on = []
+        model = pool._streams[0]._model
+        weakref.finalize(model._call, lambda: freed_on.append(threading.current_thread()))
+        await pool.close()
+        assert freed_on != []
+        assert freed_on[0] is not threading.main_thread()
+
+    run(main())

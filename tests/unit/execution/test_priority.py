@@ -9,7 +9,7 @@ from tests.unit.support import PythonModel, bytes_spec, run
 
 from tensorferry.batching.batch import Batch
 from tensorferry.batching.pending import Pending
-from tensorferry.execution.priority import NICER_BY, SLOW_RUN_S
+from tensorferry.execution.priority import MOST_NICE, NICER_BY, SLOW_RUN_S, Priority, run_aside
 from tensorferry.execution.stream import Conduct, ThreadStream
 from tensorferry.execution.warmup import WarmupReport
 from tensorferry.model import RunResult
@@ -147,3 +147,33 @@ def test_other_streams_of_the_same_model_keep_theirs():
         await quick.wait_closed()
 
     with_stream(use_slow)
+
+
+def test_work_aside_gives_way_with_its_threads_and_the_caller_keeps_its_priority():
+    def work():
+        inherited = []
+        helper = threading.Thread(target=lambda: inherited.append(niceness_of(threading.get_native_id())))
+        helper.start()
+        helper.join()
+        return threading.current_thread(), niceness_of(threading.get_native_id()), inherited
+
+    own = niceness_of(threading.get_native_id())
+    expected = min(own + NICER_BY, MOST_NICE)
+    thread, niceness, inherited = run_aside(work, "aside")
+    assert (niceness, inherited) == (expected, [expected])
+    assert thread is not threading.current_thread()
+    assert not thread.is_alive()
+    assert niceness_of(threading.get_native_id()) == own
+
+
+def test_work_aside_raises_what_it_raised():
+    with pytest.raises(ZeroDivisionError):
+        run_aside(lambda: 1 / 0, "aside")
+
+
+def test_background_is_as_nice_as_can_be_from_the_start():
+    def main():
+        Priority("m/1#0", background=True)
+        return niceness_of(threading.get_native_id())
+
+    assert run_aside(main, "background") == MOST_NICE

@@ -91,6 +91,49 @@ def test_closing_an_inline_stream_frees_its_model():
     assert model.is_closed
 
 
+def test_model_that_raises_as_it_closes_keeps_nobody_waiting(recwarn):
+    class Stubborn(PythonModel):
+        def close(self) -> None:
+            super().close()
+            raise RuntimeError("device is lost")
+
+    model = Stubborn(SPEC)
+    run(closed(InlineStream(model)))
+    assert model.is_closed
+
+
+def test_model_loaded_aside_is_warm_and_attached_to_the_thread_that_serves_it():
+    async def main():
+        threads = Threads()
+        model = PythonModel(model_spec(), threads)
+        stream = ThreadStream(
+            "m/1#0", lambda: model, 3, asyncio.get_running_loop(), conduct=Conduct(loads_aside=True)
+        )
+        assert (await stream.opened)[0] is model
+        assert model.attached == [3, 3]
+        (loader,) = set(threads.seen)
+        warm = len(threads.seen)
+        await outcome(stream, batch_of(b"a"))
+        (server,) = set(threads.seen[warm:])
+        assert server is not loader
+        assert not loader.is_alive()
+        await closed(stream)
+
+    run(main())
+
+
+def test_model_that_does_not_load_aside_opens_no_stream_either():
+    async def main():
+        stream = ThreadStream(
+            "m", lambda: 1 / 0, 1, asyncio.get_running_loop(), conduct=Conduct(loads_aside=True)
+        )
+        with pytest.raises(ModelLoadError, match="unexpectedly: ZeroDivisionError"):
+            await stream.opened
+        await stream.wait_closed()
+
+    run(main())
+
+
 def test_thread_stream_runs_its_batches_in_order_on_one_thread_of_its_own():
     async def main():
         threads = Threads()

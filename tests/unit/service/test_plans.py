@@ -31,17 +31,17 @@ class _NoScan(Planner):
     """Parses every time."""
 
     def decode(self, body):
-        return self._parse(body)[0]
+        return self._parse(body)
 
 
 def outcome(planner, body):
     try:
-        plan, identity, parts = planner.decode(body)
+        plan, identity, parts, split_key = planner.decode(body)
     except TensorferryError as error:
         return type(error), str(error)
     shapes = [(each.name, each.datatype, each.shape) for each in plan.bound.tensors]
     data = [bytes(part) for part in parts]
-    return plan.live.spec.name, plan.requested, plan.timeout_s, shapes, plan.bound.rows, identity, data
+    return plan.live.spec.name, plan.requested, plan.timeout_s, shapes, plan.bound.rows, identity, data, split_key
 
 
 @pytest.fixture(scope="module")
@@ -63,10 +63,10 @@ def engine(tmp_path_factory):
 
 
 names = st.sampled_from(["mlp", "two_inputs", "features", "a", "b", "nobody", "", "score"])
+values = st.builds(pb.InferParameter, int64_param=st.integers(-5, 5))
+values |= st.builds(pb.InferParameter, string_param=st.text(max_size=3))
 parameters = st.dictionaries(
-    st.sampled_from(["timeout", "other"]),
-    st.builds(pb.InferParameter, int64_param=st.integers(-5, 5)),
-    max_size=2,
+    st.sampled_from(["timeout", "other", "split_key", "label"]), values, max_size=3
 )
 inputs = st.builds(
     pb.ModelInferRequest.InferInputTensor,
@@ -84,7 +84,13 @@ messages = st.builds(
     outputs=st.lists(st.builds(pb.ModelInferRequest.InferRequestedOutputTensor, name=names), max_size=2),
     raw_input_contents=st.lists(st.binary(max_size=8) | st.just(bytes(120)), max_size=3),
 )
-valid = st.builds(fraud, rows=st.integers(1, 3), id=st.text(max_size=5))
+split_keys = st.builds(pb.InferParameter, string_param=st.text(max_size=5))
+valid = st.builds(
+    fraud,
+    rows=st.integers(1, 3),
+    id=st.text(max_size=5),
+    parameters=st.dictionaries(st.just("split_key"), split_keys, max_size=1),
+)
 mutations = st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), max_size=3)
 
 
@@ -107,10 +113,12 @@ def test_key_id_and_raw_contents_make_up_the_body(body):
     scanned = _scan.scan(body)
     if scanned is None:
         return
-    key, identity, raws = scanned
+    key, identity, raws, split_key = scanned
     try:
         rest = pb.ModelInferRequest.FromString(key)
         rest.id = identity.decode()
+        if split_key:
+            rest.parameters["split_key"].string_param = split_key.decode()
     except (DecodeError, UnicodeDecodeError):
         with pytest.raises(DecodeError):
             pb.ModelInferRequest.FromString(body)
@@ -119,12 +127,21 @@ def test_key_id_and_raw_contents_make_up_the_body(body):
     assert pb.ModelInferRequest.FromString(body) == rest
 
 
+def _keyed(split_key):
+    message = fraud()
+    message.parameters["split_key"].string_param = split_key
+    return message
+
+
 def test_requests_of_one_form_share_a_plan_and_keep_no_data(engine):
     planner = Planner(engine)
     first, *_ = planner.decode(fraud(id="1").SerializeToString())
-    second, identity, _ = planner.decode(fraud(id="2").SerializeToString())
+    second, identity, *_ = planner.decode(fraud(id="2").SerializeToString())
     assert first is second
     assert identity == b"2"
+    keyed, *_, split_key = planner.decode(_keyed("a").SerializeToString())
+    assert (planner.decode(_keyed("b").SerializeToString())[0], split_key) == (keyed, b"a")
+    assert keyed is first, "a split key is no part of the form"
     assert not any(tensor.data for tensor in first.bound.tensors)
 
 
@@ -155,7 +172,7 @@ def test_plans_are_bounded(engine, monkeypatch):
 
 def test_a_large_content_is_a_view_of_the_body():
     message = pb.ModelInferRequest(raw_input_contents=[bytes(8192)])
-    _, _, (content,) = _scan.scan(message.SerializeToString())
+    _, _, (content,), _ = _scan.scan(message.SerializeToString())
     assert isinstance(content, memoryview)
 
 

@@ -13,6 +13,7 @@ CODES = {
     errors.InvalidRequest: grpc.StatusCode.INVALID_ARGUMENT,
     errors.NotFound: grpc.StatusCode.NOT_FOUND,
     errors.Unsupported: grpc.StatusCode.UNIMPLEMENTED,
+    errors.ControlDisabled: grpc.StatusCode.FAILED_PRECONDITION,
     errors.Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.QueueFull: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.PredictedLate: grpc.StatusCode.RESOURCE_EXHAUSTED,

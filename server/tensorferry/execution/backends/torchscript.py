@@ -1,7 +1,4 @@
-"""TorchScript models: the only file that imports torch.
-
-Copies of a tensor on the CPU: one from the requests' bytes into the batch's buffer, none on the
-way out (the outputs are viewed in place). On a GPU, one more each way, over pinned memory.
+"""TorchScript models (``model.pt``).
 
 How tensors meet the model's arguments, as in Triton's PyTorch backend:
 
@@ -14,45 +11,31 @@ How tensors meet the model's arguments, as in Triton's PyTorch backend:
 from __future__ import annotations
 
 import dataclasses
-import re
-import time
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any
 
 import torch
 
-from tensorferry.errors import ModelFailed, ModelLoadError
-from tensorferry.model import BatchInput, ModelSpec, RunResult, TensorSpec
-from tensorferry.tensors import Tensor
+from tensorferry.errors import ModelLoadError
+from tensorferry.execution.backends.signature import input_order, positions
+from tensorferry.execution.backends.torch_load import load_module
+from tensorferry.execution.backends.torch_tensors import (
+    DTYPES,
+    TorchModel,
+    check_device,
+    first_line,
+    refuse_foreign_datatypes,
+)
+from tensorferry.model import ModelSpec, TensorSpec
 
-__all__ = ["TorchScriptModel", "describe", "open_model"]
-
-_DTYPES: Final[dict[str, torch.dtype]] = {
-    "BOOL": torch.bool,
-    "UINT8": torch.uint8,
-    "INT8": torch.int8,
-    "INT16": torch.int16,
-    "INT32": torch.int32,
-    "INT64": torch.int64,
-    "FP16": torch.float16,
-    "BF16": torch.bfloat16,
-    "FP32": torch.float32,
-    "FP64": torch.float64,
-}
-_NAMES: Final = {dtype: name for name, dtype in _DTYPES.items()}
-_INDEXED: Final = re.compile(r".*__(\d+)")
-
-# torch leaves these without annotations.
-_load: Final[Callable[..., torch.jit.ScriptModule]] = torch.jit.load
-_cuda_stream: Final[Callable[..., torch.cuda.Stream]] = torch.cuda.Stream
+__all__ = ["describe", "open_model"]
 
 # Without this the profiling executor compiles a plan for each new batch size, which costs up to
 # 15 ms the first time a size is seen; a dynamic plan serves all sizes.
 torch.jit.set_fusion_strategy([("DYNAMIC", 20)])
 
 
-def open_model(spec: ModelSpec, device: str) -> TorchScriptModel:
+def open_model(spec: ModelSpec, device: str) -> TorchModel:
     """Load ``spec.path`` onto ``device``.
 
     Raises:
@@ -60,19 +43,24 @@ def open_model(spec: ModelSpec, device: str) -> TorchScriptModel:
             isn't what the configuration says.
     """
     where = f"model {spec.name!r} version {spec.version}"
-    _check_device(where, device)
+    check_device(where, device)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # TorchScript's deprecation, said once in the docs
-            module = _load(str(spec.path), map_location=device).eval()
+            module = load_module(spec.path, device).eval()
     except (RuntimeError, ValueError, OSError) as error:
         raise ModelLoadError(
             f"{where}: {spec.path} is not a TorchScript model that this torch"
             f" ({torch.__version__}) can load: {_reason(error)}"
         ) from error
     _check_signature(module, where)
-    complete = _complete(spec, _arguments(module), _output_count(module), where)
-    return TorchScriptModel(module, complete, device)
+    arguments = _arguments(module)
+    if spec.from_signature:
+        spec = _without_configuration(spec, len(arguments), _output_count(module), where)
+    order = input_order(spec, arguments, where, "forward takes")
+    _check_outputs(spec, _output_count(module), where)
+    refuse_foreign_datatypes(spec, where, "a TorchScript model")
+    return TorchModel(module, spec, device, order, [*module.parameters(), *module.buffers()])
 
 
 def describe() -> dict[str, object]:
@@ -86,155 +74,9 @@ def describe() -> dict[str, object]:
     }
 
 
-class TorchScriptModel:
-    """A TorchScript module on one device."""
-
-    def __init__(self, module: torch.jit.ScriptModule, spec: ModelSpec, device: str) -> None:
-        self.spec = spec
-        self._module = module
-        self._device = torch.device(device)
-        self._argument_order = _input_order(spec, _arguments(module))
-        self._output_order = _indices(spec.outputs)
-        # The model's own memory: an output that is a view of it would change under the reader at
-        # the next run, which starts before the replies of this one are encoded.
-        owned = [*module.parameters(), *module.buffers()]
-        self._owned = {tensor.untyped_storage().data_ptr() for tensor in owned}
-        self._inference_mode = torch.inference_mode()  # made once: entering it is all that a run pays
-        self._stream = _cuda_stream(self._device) if self._device.type == "cuda" else None
-
-    def attach(self, intra_op_threads: int) -> None:
-        """Set the calling thread's intra-op threads: with OpenMP the number is the thread's own."""
-        torch.set_num_threads(intra_op_threads)
-
-    def run(self, inputs: Sequence[BatchInput]) -> RunResult:
-        """Run one batch; see the protocol."""
-        with self._inference_mode:
-            if self._stream is None:
-                return self._run(inputs)
-            with torch.cuda.stream(self._stream):
-                return self._run(inputs)
-
-    def _run(self, inputs: Sequence[BatchInput]) -> RunResult:
-        start = time.perf_counter_ns()
-        tensors = [self._to_device(_joined(item)) for item in inputs]
-        formed = time.perf_counter_ns()
-        returned = self._module(*[tensors[index] for index in self._argument_order])
-        if self._stream is not None:
-            self._stream.synchronize()
-        ran = time.perf_counter_ns()
-        outputs = self._outputs(returned)
-        return RunResult(outputs, formed - start, ran - formed, time.perf_counter_ns() - ran)
-
-    def close(self) -> None:
-        """Drop the module; its memory goes with it."""
-        del self._module
-        if self._stream is not None:
-            torch.cuda.empty_cache()
-
-    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self._stream is None:
-            return tensor
-        return tensor.pin_memory().to(self._device, non_blocking=True)
-
-    def _outputs(self, returned: object) -> list[Tensor]:
-        spec = self.spec
-        if isinstance(returned, torch.Tensor):
-            values: list[Any] = [returned]
-        elif isinstance(returned, dict):
-            missing = [each.name for each in spec.outputs if each.name not in returned]
-            if missing:
-                raise ModelFailed(
-                    f"model {spec.name!r}: returned the outputs {sorted(returned)},"
-                    f" and {missing[0]!r} isn't among them"
-                )
-            return [self._output(each, returned[each.name]) for each in spec.outputs]
-        else:
-            values = list(returned) if isinstance(returned, (tuple, list)) else [returned]
-        if len(values) <= max(self._output_order):
-            raise ModelFailed(
-                f"model {spec.name!r}: returned {len(values)} outputs, and its configuration names"
-                f" {[each.name for each in spec.outputs]}"
-            )
-        return [
-            self._output(each, values[index])
-            for each, index in zip(spec.outputs, self._output_order, strict=True)
-        ]
-
-    def _is_plainly_right(self, expected: TensorSpec, value: Any) -> bool:  # noqa: ANN401
-        """Whether the output is what a fixed configuration says: one look, made at every run."""
-        if not expected.is_fixed or not isinstance(value, torch.Tensor):
-            return False
-        row_shape = value.shape[1:] if self.spec.has_batch_dimension else value.shape
-        datatype = expected.datatype.name if expected.datatype else ""
-        return row_shape == expected.dims and _NAMES.get(value.dtype) == datatype
-
-    def _output(self, expected: TensorSpec, value: Any) -> Tensor:  # noqa: ANN401
-        if not self._is_plainly_right(expected, value):
-            _check_output(self.spec, expected, value)
-        tensor: torch.Tensor = value
-        if tensor.untyped_storage().data_ptr() in self._owned:
-            tensor = tensor.clone()
-        return Tensor(expected.name, _NAMES[tensor.dtype], tuple(tensor.shape), _bytes_of(tensor))
-
-
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
-    """View a tensor's elements as bytes, copying only what isn't on the CPU or in one piece."""
-    if tensor.dtype is torch.float32 and tensor.is_contiguous() and tensor.is_cpu and tensor.numel():
-        return tensor.numpy().data.cast("B")  # the common case: a third of the general one's time
-    flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-    return flat.numpy().data
-
-
-def _joined(item: BatchInput) -> torch.Tensor:
-    # Even a single part is copied: the model may write to its input, and the bytes aren't ours.
-    joined = bytearray().join(item.parts)
-    dtype = _DTYPES[item.datatype]
-    if not joined:
-        return torch.empty(item.shape, dtype=dtype)
-    return torch.frombuffer(joined, dtype=dtype).view(item.shape)
-
-
-def _check_output(spec: ModelSpec, expected: TensorSpec, value: object) -> None:
-    """Raise ModelFailed, with what was expected and what came, unless the output fits."""
-    what = f"model {spec.name!r}: output {expected.name!r}"
-    if not isinstance(value, torch.Tensor):
-        raise ModelFailed(f"{what} is a {type(value).__name__}, not a tensor")
-    datatype = _NAMES.get(value.dtype)
-    if datatype is None:
-        raise ModelFailed(f"{what} is {value.dtype}, which the protocol doesn't have")
-    if expected.datatype is not None and datatype != expected.datatype.name:
-        raise ModelFailed(f"{what} is {datatype}, and its configuration says {expected.datatype.name}")
-    if expected.dims is not None:
-        shape = tuple(value.shape)
-        row_shape = shape[1:] if spec.has_batch_dimension else shape
-        if len(row_shape) != len(expected.dims) or any(
-            dim not in (-1, size) for dim, size in zip(expected.dims, row_shape, strict=True)
-        ):
-            after = " after the batch dimension" if spec.has_batch_dimension else ""
-            raise ModelFailed(
-                f"{what} has shape {list(shape)}, and its configuration says {list(expected.dims)}{after}"
-            )
-
-
-def _check_device(where: str, device: str) -> None:
-    if not device.startswith("cuda"):
-        return
-    if not torch.cuda.is_available():
-        raise ModelLoadError(
-            f"{where}: instance_group asks for {device}, and this machine has no CUDA device that"
-            " torch can use; set kind: KIND_CPU, or install a CUDA build of torch"
-        )
-    index = torch.device(device).index or 0
-    if index >= torch.cuda.device_count():
-        raise ModelLoadError(
-            f"{where}: instance_group asks for {device}, and there are {torch.cuda.device_count()} GPUs"
-        )
-
-
 def _reason(error: Exception) -> str:
     """The first line of what torch says, less its advice for those who wrote the file with torch.save."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].partition(" This is an internal miniz error")[0]
+    return first_line(error).partition(" This is an internal miniz error")[0]
 
 
 def _check_signature(module: torch.jit.ScriptModule, where: str) -> None:
@@ -271,61 +113,26 @@ def _output_count(module: torch.jit.ScriptModule) -> int | None:
     return None
 
 
-def _complete(spec: ModelSpec, arguments: list[str], output_count: int | None, where: str) -> ModelSpec:
-    """Check the signature against the configuration, or fill in what there was none for."""
-    if spec.from_signature:
-        if output_count is None:
-            raise ModelLoadError(
-                f"{where}: the type that forward returns doesn't say how many outputs there are, and"
-                " there is no configuration; write a config.pbtxt that names them"
-            )
-        return dataclasses.replace(
-            spec,
-            inputs=tuple(TensorSpec(f"INPUT__{index}") for index in range(len(arguments))),
-            outputs=tuple(TensorSpec(f"OUTPUT__{index}") for index in range(output_count)),
-            datatypes=frozenset(_DTYPES),
-        )
-    if len(spec.model_inputs) != len(arguments):
+def _without_configuration(
+    spec: ModelSpec, input_count: int, output_count: int | None, where: str
+) -> ModelSpec:
+    """Return ``spec`` with the tensors that the signature tells of: how many, and nothing else."""
+    if output_count is None:
         raise ModelLoadError(
-            f"{where}: forward takes {len(arguments)} inputs {arguments}, and the configuration names"
-            f" {len(spec.model_inputs)} {[each.name for each in spec.model_inputs]}"
+            f"{where}: the type that forward returns doesn't say how many outputs there are, and"
+            " there is no configuration; write a config.pbtxt that names them"
         )
-    if output_count is not None and max(_indices(spec.outputs)) >= output_count:
+    return dataclasses.replace(
+        spec,
+        inputs=tuple(TensorSpec(f"INPUT__{index}") for index in range(input_count)),
+        outputs=tuple(TensorSpec(f"OUTPUT__{index}") for index in range(output_count)),
+        datatypes=frozenset(DTYPES),
+    )
+
+
+def _check_outputs(spec: ModelSpec, output_count: int | None, where: str) -> None:
+    if output_count is not None and max(positions(spec.outputs)) >= output_count:
         raise ModelLoadError(
             f"{where}: forward returns {output_count} outputs, and the configuration names"
             f" {[each.name for each in spec.outputs]}"
         )
-    _refuse_foreign_datatypes(spec, where)
-    names = {each.name for each in spec.model_inputs}
-    if names != set(arguments) and sorted(_indices(spec.model_inputs)) != list(range(len(arguments))):
-        raise ModelLoadError(
-            f"{where}: the inputs' indices {[each.name for each in spec.model_inputs]} must be"
-            f" 0 to {len(arguments) - 1}, each once"
-        )
-    return spec
-
-
-def _refuse_foreign_datatypes(spec: ModelSpec, where: str) -> None:
-    for each in (*spec.model_inputs, *spec.outputs):
-        if each.datatype is not None and each.datatype.name not in _DTYPES:
-            raise ModelLoadError(
-                f"{where}: {each.name!r} is {each.datatype.name}, which a TorchScript model can't"
-                f" have here; it has: {', '.join(_DTYPES)}"
-            )
-
-
-def _input_order(spec: ModelSpec, arguments: list[str]) -> list[int]:
-    """For each argument of forward, the index of the input that it takes."""
-    names = [each.name for each in spec.model_inputs]
-    if set(names) == set(arguments):
-        return [names.index(argument) for argument in arguments]
-    positions = _indices(spec.model_inputs)
-    return sorted(range(len(names)), key=positions.__getitem__)
-
-
-def _indices(tensors: Sequence[TensorSpec]) -> list[int]:
-    """The position that each name states by ``__<n>``, if all do; otherwise the order they are in."""
-    matches = [_INDEXED.fullmatch(each.name) for each in tensors]
-    if all(matches):
-        return [int(match[1]) for match in matches if match]
-    return list(range(len(tensors)))

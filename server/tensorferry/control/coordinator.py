@@ -1,0 +1,326 @@
+"""Decides what is served: the one place that changes it while the server runs.
+
+One for each server, however many processes that has. A change of a model is prepared everywhere,
+then written down (the rollout's state file), then put in force everywhere; so that a kill at any
+moment leaves a state that the next start can serve. Changes of one model wait for each other;
+models don't.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from tensorferry.control.fleet import Fleet, VersionState
+from tensorferry.control.orders import Order, read_order, read_rollout
+from tensorferry.errors import (
+    ConfigurationError,
+    ControlDisabled,
+    InvalidRequest,
+    ModelLoadError,
+    NotFound,
+    Unavailable,
+)
+from tensorferry.repository import model_directories
+from tensorferry.rollout import changes
+from tensorferry.rollout.state import EMPTY, Rollout
+from tensorferry.rollout.store import RolloutStore
+
+__all__ = ["ALL_MODELS", "Coordinator", "Settings"]
+
+_log = structlog.get_logger("tensorferry.control")
+
+#: ``--load-model`` for every model that the repository holds.
+ALL_MODELS: Final = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Where the models are, and who may change what is served: ``none``, ``poll`` or ``explicit``."""
+
+    root: Path
+    mode: str = "none"
+    load_model: tuple[str, ...] = ()
+
+
+class Coordinator:
+    """What should be served, by model, and the way from one such state to the next."""
+
+    def __init__(self, settings: Settings, fleet: Fleet) -> None:
+        self._settings = settings
+        self._fleet = fleet
+        self._orders: dict[str, Order] = {}
+        self._temporary: dict[str, Path] = {}
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        #: Called with a model's name when its rollout has changed.
+        self.on_rollout: Callable[[str], None] = lambda name: None
+
+    # -- the start ------------------------------------------------------------------------------
+
+    def first_orders(self) -> list[Order]:
+        """Return what is served from the start, and note it as ordered. Reads the repository.
+
+        Raises:
+            ConfigurationError: the repository isn't one, or hasn't a model that was asked for by name.
+        """
+        mode, wanted = self._settings.mode, self._settings.load_model
+        directories = {each.name: each for each in model_directories(self._settings.root, mode != "none")}
+        if mode == "explicit" and ALL_MODELS not in wanted:
+            missing = [name for name in wanted if name not in directories]
+            if missing:
+                raise ConfigurationError(
+                    f"--load-model {missing[0]}: {self._settings.root} has no such model;"
+                    f" it has {sorted(directories) or 'none'}"
+                )
+            directories = {name: directories[name] for name in wanted}
+        for name, directory in directories.items():
+            self._orders[name] = Order(name, directory, None, _rollout_or_empty(directory))
+        return list(self._orders.values())
+
+    @property
+    def orders(self) -> Sequence[Order]:
+        """What is served now: what a process that starts has to load."""
+        return list(self._orders.values())
+
+    # -- models ---------------------------------------------------------------------------------
+
+    async def load(self, name: str, config: str | None = None, given: Path | None = None) -> None:
+        """Load a model, or load it anew where its files have changed.
+
+        ``config`` (JSON) stands in for its configuration, and ``given``, a temporary directory of the
+        model's shape, for its directory; that is removed once nothing is served from it.
+
+        Raises:
+            ControlDisabled: the mode isn't explicit.
+            NotFound: the repository has no such model.
+            ModelLoadError: a version wasn't loaded; what served before still does.
+        """
+        try:
+            self._check_explicit("load")
+            async with self._locks[name]:
+                own = self._directory(name, must_exist=given is None)
+                rollout = await asyncio.to_thread(_rollout_or_empty, own) if given is None else EMPTY
+                await self._apply(Order(name, given or own, config, rollout), must_be_whole=True)
+                await _remove(self._temporary.pop(name, None))
+                if given is not None:
+                    self._temporary[name] = given
+        except BaseException:
+            await _remove(given)
+            raise
+
+    async def unload(self, name: str, dependents: bool = False) -> None:
+        """Withdraw a model; what it has taken it answers. Nothing happens if it isn't loaded.
+
+        With ``dependents`` the models of an ensemble's steps go with it.
+
+        Raises:
+            ControlDisabled: the mode isn't explicit.
+        """
+        self._check_explicit("unload")
+        members: list[str] = []
+        if dependents and name in self._orders:
+            entry = await asyncio.to_thread(read_order, self._orders[name])
+            members = [step.model for spec in entry.versions for step in spec.steps]
+        for each in dict.fromkeys([name, *members]):
+            await self.withdraw(each)
+
+    async def withdraw(self, name: str) -> None:
+        """Withdraw a model, whatever the mode."""
+        async with self._locks[name]:
+            if self._orders.pop(name, None) is None:
+                return
+            await self._fleet.unload(name)
+            await _remove(self._temporary.pop(name, None))
+            _log.info("model withdrawn", model=name)
+
+    async def refresh(self, name: str, directory: Path) -> None:
+        """Serve what a model's directory holds now. A version that fails is logged, and is no error."""
+        async with self._locks[name]:
+            rollout = await asyncio.to_thread(_rollout_or_empty, directory)
+            await self._apply(Order(name, directory, None, rollout))
+
+    async def index(self) -> dict[str, list[VersionState]]:
+        """Return every model of the repository, and how its versions are; none, if it isn't loaded."""
+        names: list[str] = []
+        with contextlib.suppress(ConfigurationError):
+            directories = await asyncio.to_thread(model_directories, self._settings.root, True)
+            names = [each.name for each in directories]
+        states: dict[str, list[VersionState]] = {name: [] for name in names}
+        states |= {name: list(lines) for name, lines in (await self._fleet.states()).items()}
+        return dict(sorted(states.items()))
+
+    # -- rollouts -------------------------------------------------------------------------------
+
+    def rollout(self, name: str) -> Rollout:
+        """Return a model's rollout.
+
+        Raises:
+            NotFound: no such model is served.
+        """
+        return self._order(name).rollout
+
+    async def ready_versions(self, name: str) -> list[int]:
+        """Return the versions of a model that are ready, in every process."""
+        lines = (await self._fleet.states()).get(name, ())
+        return [line.version for line in lines if line.state == "READY"]
+
+    async def change_rollout(self, name: str, change: Callable[[Rollout], Rollout]) -> Rollout:
+        """Change a model's rollout: load what it needs, write it down, put it in force.
+
+        Raises:
+            ControlDisabled: the mode is none.
+            NotFound: no such model, or a version that isn't there.
+            InvalidRequest: the change can't be made.
+            ModelLoadError: a version that it needs can't be served; nothing has changed.
+            Unavailable: the state can't be written; nothing has changed.
+        """
+        self._check_may_roll()
+        async with self._locks[name]:
+            order = self._order(name)
+            store = RolloutStore(order.directory)
+            # Asked of what the file holds, which a command may have changed since.
+            wanted = change(await asyncio.to_thread(store.read))
+            return await self._roll(order, wanted, store, change)
+
+    async def _roll(
+        self, order: Order, wanted: Rollout, store: RolloutStore, change: Callable[[Rollout], Rollout]
+    ) -> Rollout:
+        entry = await asyncio.to_thread(read_order, replace(order, rollout=wanted))
+        changes.check_versions(wanted, entry.available)
+        new = wanted.versions - order.rollout.versions
+        prepared = await self._fleet.prepare(replace(order, rollout=wanted))
+        try:
+            failed = sorted(version for version in prepared.failures if version in new)
+            if failed:
+                why = prepared.failures[failed[0]]
+                raise ModelLoadError(f"model {order.name!r}: version {failed[0]} can't be served: {why}")
+            written = await asyncio.to_thread(store.update, change)
+        except BaseException:
+            await self._fleet.abandon(prepared.ticket)
+            raise
+        self._orders[order.name] = replace(order, rollout=written)
+        await self._fleet.commit(prepared.ticket, {})
+        # The file's own generation and history; the versions and shares are those prepared.
+        await self._fleet.set_rollout(order.name, written)
+        self.on_rollout(order.name)
+        _log.info("rollout changed", model=order.name, what=_last_event(written))
+        return written
+
+    async def rollback(self, name: str, change: Callable[[Rollout], Rollout]) -> Rollout:
+        """Make a change that takes requests back to a version before: at once, if that is loaded.
+
+        Raises:
+            TensorferryError: as ``change_rollout``.
+        """
+        self._check_may_roll()
+        wanted = change(self._order(name).rollout)
+        if {version for version, _ in wanted.arms} <= set(await self.ready_versions(name)):
+            return await self.divert(name, change)
+        return await self.change_rollout(name, change)
+
+    async def divert(self, name: str, change: Callable[[Rollout], Rollout]) -> Rollout:
+        """Change who answers among versions that are loaded: at once, and only then written down.
+
+        For a rollback and a canary's next step. A kill in between leaves the state before, in which a
+        guard that broke breaks again. Where the state can't be written it holds until the next start.
+
+        Raises:
+            NotFound: no such model.
+            InvalidRequest: the change can't be made.
+        """
+        order = self._order(name)
+        changed = change(order.rollout)
+        self._orders[name] = replace(order, rollout=changed)
+        await self._fleet.set_rollout(name, changed)
+        _log.warning("rollout changed", model=name, what=_last_event(changed))
+        self.on_rollout(name)
+        async with self._locks[name]:
+            order = self._order(name)
+            try:
+                written = await asyncio.to_thread(RolloutStore(order.directory).update, change)
+            except InvalidRequest:
+                # A change that was under way meanwhile has made this one void; the file has its outcome.
+                written = await asyncio.to_thread(read_rollout, order.directory)
+            except (Unavailable, ConfigurationError) as error:
+                _log.error("rollout holds until the next start only", model=name, reason=str(error))
+                written = order.rollout
+            await self._apply(replace(order, rollout=written))
+        return written
+
+    # -- one order ------------------------------------------------------------------------------
+
+    async def _apply(self, order: Order, must_be_whole: bool = False) -> None:
+        """Carry an order out; the model's lock is held.
+
+        With ``must_be_whole`` nothing changes unless all of its versions can be served.
+        """
+        prepared = await self._fleet.prepare(order)
+        failures = prepared.failures
+        if failures and must_be_whole and (not prepared.ready or 0 in failures or order.name in self._orders):
+            await self._fleet.abandon(prepared.ticket)
+            raise ModelLoadError(_told(order.name, failures))
+        self._orders[order.name] = order
+        await self._fleet.commit(prepared.ticket, {})
+        if failures and must_be_whole:
+            raise ModelLoadError(_told(order.name, failures))
+
+    def _order(self, name: str) -> Order:
+        order = self._orders.get(name)
+        if order is None:
+            raise NotFound(f"no model {name!r} is served; there are {sorted(self._orders) or 'none'}")
+        return order
+
+    def _directory(self, name: str, must_exist: bool) -> Path:
+        if "/" in name or name.startswith(".") or not name or not name.isprintable():
+            raise InvalidRequest(f"{name!r} is not a model's name")
+        directory = self._settings.root / name
+        if must_exist and not directory.is_dir():
+            raise NotFound(
+                f"the repository {self._settings.root} has no model {name!r}; push it, or correct the name"
+            )
+        return directory
+
+    def _check_explicit(self, what: str) -> None:
+        if self._settings.mode != "explicit":
+            raise ControlDisabled(_DISABLED.format(what=f"{what} a model", modes="explicit"))
+
+    def _check_may_roll(self) -> None:
+        if self._settings.mode == "none":
+            raise ControlDisabled(_DISABLED.format(what="change a rollout", modes="poll or explicit"))
+
+
+_DISABLED: Final = "this server doesn't {what} by request; start it with --model-control-mode {modes}"
+
+
+def _told(name: str, failures: Mapping[int, str]) -> str:
+    told = "; ".join(
+        f"version {version}: {why}" if version else why for version, why in sorted(failures.items())
+    )
+    return f"model {name!r} was not loaded: {told}"
+
+
+def _rollout_or_empty(directory: Path) -> Rollout:
+    """Return a model's rollout; without one that can be read, nothing is known to be rolled out."""
+    try:
+        return read_rollout(directory)
+    except ConfigurationError as error:
+        _log.error("rollout not read", model=directory.name, reason=str(error))
+        return EMPTY
+
+
+def _last_event(rollout: Rollout) -> str:
+    return rollout.history[-1].what if rollout.history else ""
+
+
+async def _remove(given: Path | None) -> None:
+    """Remove a model's temporary directory, with the fresh one that ``write_files`` made it in."""
+    if given is not None:
+        await asyncio.to_thread(shutil.rmtree, given.parent, ignore_errors=True)

@@ -1,0 +1,139 @@
+"""Where a server process hears what to serve: from its own coordinator, or from its parent's.
+
+Life: ``open`` (what to serve first), ``connect`` (the engine to command), ``start`` (changes may come,
+the first load being over), ``close``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol
+
+from tensorferry.config import ServerConfig
+from tensorferry.control.access import Control, LocalControl, RemoteControl
+from tensorferry.control.canaries import TICK_S, Canaries
+from tensorferry.control.channel import Channel
+from tensorferry.control.coordinator import Coordinator, Settings
+from tensorferry.control.fleet import Fleet, LocalFleet
+from tensorferry.control.orders import Order
+from tensorferry.control.poller import Poller
+from tensorferry.control.processes import CountsReporter, process_handlers
+from tensorferry.control.rollout_calls import RolloutCalls
+from tensorferry.engine import Engine
+
+__all__ = ["Command", "ControlDesk", "LocalDesk", "RemoteDesk"]
+
+
+class ControlDesk(Protocol):
+    """See the module."""
+
+    async def open(self) -> Sequence[Order]:
+        """Return what to serve first."""
+        ...
+
+    def connect(self, engine: Engine, on_change: Callable[[], None]) -> Control:
+        """Command ``engine`` from now on; ``on_change`` is called when what is served has changed."""
+        ...
+
+    def start(self) -> None:
+        """The first load is over."""
+        ...
+
+    async def close(self) -> None:
+        """Change nothing any more."""
+        ...
+
+
+class Command:
+    """A coordinator with all that moves it: the poller, and the canaries. In the only process, or the parent."""
+
+    def __init__(self, config: ServerConfig, fleet: Fleet) -> None:
+        self._config = config
+        settings = Settings(config.model_repository, config.model_control_mode, config.load_model)
+        self.coordinator = Coordinator(settings, fleet)
+        self.canaries = Canaries(self.coordinator, fleet)
+        self.calls = RolloutCalls(self.coordinator, fleet)
+        self._poller = Poller(config.model_repository, self.coordinator)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begin to poll, if that is the mode, and to look after canaries."""
+        self._run(self._tick())
+        if self._config.model_control_mode == "poll":
+            self._poller.start()
+            self._run(self._poller.run(self._config.repository_poll_secs))
+
+    async def close(self) -> None:
+        """Stop."""
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self.canaries.tick()
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.append(asyncio.get_running_loop().create_task(work))
+
+
+class LocalDesk:
+    """The coordinator is in this process."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._fleet = LocalFleet()
+        self._command = Command(config, self._fleet)
+
+    async def open(self) -> Sequence[Order]:
+        """See ``ControlDesk``."""
+        return self._command.coordinator.first_orders()
+
+    def connect(self, engine: Engine, on_change: Callable[[], None]) -> Control:
+        """See ``ControlDesk``."""
+        self._fleet.connect(engine, on_change)
+        engine.observers.on_progress = self._command.canaries.progress
+        return LocalControl(self._command.coordinator, self._command.calls)
+
+    def start(self) -> None:
+        """See ``ControlDesk``."""
+        self._command.start()
+
+    async def close(self) -> None:
+        """See ``ControlDesk``."""
+        await self._command.close()
+
+
+class RemoteDesk:
+    """The coordinator is in the parent, at the other end of a socket pair."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._end = end
+        self._fleet = LocalFleet()
+        self._channel = Channel(process_handlers(self._fleet))
+        self._reporter: CountsReporter | None = None
+
+    async def open(self) -> Sequence[Order]:
+        """See ``ControlDesk``."""
+        await self._channel.open(self._end)
+        orders = await self._channel.call("join")
+        return [Order.from_json(order) for order in orders]
+
+    def connect(self, engine: Engine, on_change: Callable[[], None]) -> Control:
+        """See ``ControlDesk``."""
+        self._fleet.connect(engine, on_change)
+        self._reporter = CountsReporter(engine, self._channel)
+        return RemoteControl(self._channel)
+
+    def start(self) -> None:
+        """See ``ControlDesk``."""
+
+    async def close(self) -> None:
+        """See ``ControlDesk``."""
+        await self._channel.close()

@@ -1,0 +1,247 @@
+"""A fleet of several server processes, as their parent commands it, and the process's end of it.
+
+A version is in force in all processes or in none: what one can't load is rejected in the others too.
+A process that dies meanwhile doesn't hold up the others; when it starts again it asks for the orders.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Final
+
+import structlog
+
+from tensorferry.control.channel import Channel, Handler
+from tensorferry.control.fleet import LocalFleet, Prepared, VersionState
+from tensorferry.control.orders import Order
+from tensorferry.engine import Engine
+from tensorferry.errors import Unavailable
+from tensorferry.rollout import messages
+from tensorferry.rollout.counts import ArmCounts, merged
+from tensorferry.rollout.shadow_counts import ShadowCounts
+from tensorferry.rollout.state import Rollout
+
+__all__ = ["CountsReporter", "ProcessFleet", "process_handlers"]
+
+_log = structlog.get_logger("tensorferry.control")
+
+#: How often a process tells its counts while they change: guards are judged by the parent.
+_REPORT_EVERY_S: Final = 0.05
+
+_WORST_FIRST: Final = ("UNAVAILABLE", "LOADING", "UNLOADING", "READY")
+
+
+class ProcessFleet:
+    """The processes that have joined. Used on the parent's loop thread."""
+
+    def __init__(self) -> None:
+        self._members: dict[int, Channel] = {}
+        self._tickets = itertools.count(1)
+        self._prepared: dict[int, dict[int, Prepared]] = {}
+        self._counts: dict[tuple[str, int], dict[int, ArmCounts]] = {}
+        self._shadow_counts: dict[tuple[str, int], dict[int, ShadowCounts]] = {}
+
+    def join(self, number: int, channel: Channel) -> None:
+        """Command a process from now on: it has just been given the orders."""
+        self._members[number] = channel
+
+    def leave(self, number: int) -> None:
+        """Forget a process, and what it has counted."""
+        self._members.pop(number, None)
+        for key in [key for key in self._counts if key[1] == number]:
+            del self._counts[key]
+            del self._shadow_counts[key]
+
+    def heard_counts(
+        self, number: int, name: str, arms: Mapping[str, Any], shadows: Mapping[str, Any]
+    ) -> None:
+        """Take in what a process has counted for a model."""
+        key = (name, number)
+        self._counts[key] = {int(v): ArmCounts.from_json(own) for v, own in arms.items()}
+        self._shadow_counts[key] = {int(v): ShadowCounts.from_json(own) for v, own in shadows.items()}
+
+    async def prepare(self, order: Order) -> Prepared:
+        """See ``Fleet``."""
+        answers = await self._all("prepare", order=order.to_json())
+        own = {
+            number: Prepared(
+                answer["ticket"],
+                tuple(answer["ready"]),
+                {int(version): why for version, why in answer["failures"].items()},
+            )
+            for number, answer in answers.items()
+        }
+        if not own:
+            raise Unavailable("no process of this server is running just now; try again")
+        failures = {version: why for each in own.values() for version, why in each.failures.items()}
+        ready = set.intersection(*(set(each.ready) for each in own.values()))
+        ticket = next(self._tickets)
+        self._prepared[ticket] = own
+        return Prepared(ticket, tuple(sorted(ready)), failures)
+
+    async def commit(self, ticket: int, rejected: Mapping[int, str]) -> None:
+        """See ``Fleet``."""
+        own = self._prepared.pop(ticket)
+        failures = {version: why for each in own.values() for version, why in each.failures.items()}
+        failures |= rejected
+        calls = [
+            self._one(
+                number,
+                "commit",
+                ticket=each.ticket,
+                rejected={str(version): why for version, why in failures.items() if version in each.ready},
+            )
+            for number, each in own.items()
+        ]
+        await asyncio.gather(*calls)
+
+    async def abandon(self, ticket: int) -> None:
+        """See ``Fleet``."""
+        own = self._prepared.pop(ticket)
+        await asyncio.gather(*(self._one(n, "abandon", ticket=each.ticket) for n, each in own.items()))
+
+    async def set_rollout(self, name: str, rollout: Rollout) -> None:
+        """See ``Fleet``."""
+        await self._all("set_rollout", name=name, rollout=messages.to_hex(rollout))
+
+    async def unload(self, name: str) -> None:
+        """See ``Fleet``."""
+        await self._all("unload_model", name=name)
+
+    async def states(self) -> Mapping[str, Sequence[VersionState]]:
+        """See ``Fleet``. Of several processes' states the one that is farthest from ready."""
+        found: dict[tuple[str, int], VersionState] = {}
+        for answer in (await self._all("states")).values():
+            for name, lines in answer.items():
+                for line in lines:
+                    state = VersionState(*line)
+                    known = found.setdefault((name, state.version), state)
+                    if _WORST_FIRST.index(state.state) < _WORST_FIRST.index(known.state):
+                        found[name, state.version] = state
+        states: dict[str, list[VersionState]] = {}
+        for (name, _), state in sorted(found.items()):
+            states.setdefault(name, []).append(state)
+        return states
+
+    def counts(self, name: str) -> Mapping[int, ArmCounts]:
+        """See ``Fleet``."""
+        total: dict[int, ArmCounts] = {}
+        for (own_name, _), counts in self._counts.items():
+            if own_name == name:
+                for version, each in counts.items():
+                    total[version] = merged(total[version], each) if version in total else each
+        return total
+
+    def shadow_counts(self, name: str) -> Mapping[int, ShadowCounts]:
+        """See ``Fleet``."""
+        total: dict[int, ShadowCounts] = {}
+        for (own_name, _), counts in self._shadow_counts.items():
+            if own_name == name:
+                for version, each in counts.items():
+                    total[version] = total[version].plus(each) if version in total else each
+        return total
+
+    async def learn(self, name: str, labels: Sequence[tuple[bytes, int]]) -> int:
+        """See ``Fleet``."""
+        told = [[key.hex(), value] for key, value in labels]
+        return sum((await self._all("learn", name=name, labels=told)).values())
+
+    async def pairs(self, name: str) -> Mapping[int, Sequence[tuple[float, int]]]:
+        """See ``Fleet``."""
+        pairs: dict[int, list[tuple[float, int]]] = {}
+        for answer in (await self._all("pairs", name=name)).values():
+            for version, own in answer.items():
+                pairs.setdefault(int(version), []).extend((score, label) for score, label in own)
+        return pairs
+
+    async def _all(self, method: str, **arguments: object) -> dict[int, Any]:
+        """Call every process; return the answers by process, without those of the dead."""
+        numbers = list(self._members)
+        answers = await asyncio.gather(*(self._one(number, method, **arguments) for number in numbers))
+        return {
+            number: answer for number, answer in zip(numbers, answers, strict=True) if answer is not _GONE
+        }
+
+    async def _one(self, number: int, method: str, /, **arguments: object) -> Any:  # noqa: ANN401 - JSON
+        channel = self._members.get(number)
+        if channel is None:
+            return _GONE
+        try:
+            return await channel.call(method, **arguments)
+        except Unavailable as error:
+            _log.warning("process not reached", process=number, call=method, reason=str(error))
+            return _GONE
+
+
+_GONE: Final = object()
+
+
+def process_handlers(fleet: LocalFleet) -> dict[str, Handler]:
+    """Return a process's handlers of what ``ProcessFleet`` calls."""
+
+    async def prepare(order: dict[str, Any]) -> dict[str, Any]:
+        prepared = await fleet.prepare(Order.from_json(order))
+        return {
+            "ticket": prepared.ticket,
+            "ready": list(prepared.ready),
+            "failures": {str(version): why for version, why in prepared.failures.items()},
+        }
+
+    async def commit(ticket: int, rejected: dict[str, str]) -> None:
+        await fleet.commit(ticket, {int(version): why for version, why in rejected.items()})
+
+    async def set_rollout(name: str, rollout: str) -> None:
+        await fleet.set_rollout(name, messages.from_hex(rollout))
+
+    async def states() -> dict[str, list[list[Any]]]:
+        lines = await fleet.states()
+        return {
+            name: [[each.version, each.state, each.reason] for each in own] for name, own in lines.items()
+        }
+
+    async def learn(name: str, labels: list[list[Any]]) -> int:
+        return await fleet.learn(name, [(bytes.fromhex(key), value) for key, value in labels])
+
+    async def pairs(name: str) -> dict[str, list[tuple[float, int]]]:
+        return {str(version): list(own) for version, own in (await fleet.pairs(name)).items()}
+
+    return {
+        "prepare": prepare,
+        "commit": commit,
+        "abandon": fleet.abandon,
+        "set_rollout": set_rollout,
+        "unload_model": fleet.unload,
+        "states": states,
+        "learn": learn,
+        "pairs": pairs,
+    }
+
+
+class CountsReporter:
+    """Tells the parent what this process's arms have counted, soon after they have."""
+
+    def __init__(self, engine: Engine, channel: Channel) -> None:
+        self._engine = engine
+        self._channel = channel
+        self._loop = asyncio.get_running_loop()
+        self._due: set[str] = set()
+        engine.observers.on_progress = self.progress
+
+    def progress(self, name: str) -> None:
+        """Note that a model's counts have changed."""
+        if name not in self._due:
+            self._due.add(name)
+            self._loop.call_later(_REPORT_EVERY_S, partial(self._report, name))
+
+    def _report(self, name: str) -> None:
+        self._due.discard(name)
+        observers = self._engine.observers
+        self._channel.tell(
+            "counts",
+            name=name,
+            arms={str(version): own.to_json() for version, own in observers.counts(name).items()},
+            shadows={str(version): own.to_json() for version, own in observers.shadow_counts(name).items()},
+        )

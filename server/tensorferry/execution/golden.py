@@ -1,0 +1,197 @@
+"""The golden check: a version must give the outputs that its golden file expects before it is ready.
+
+It asks the model as a caller would: the rows are checked, padded and cut back in the same way, in
+requests of at most ``max_batch_size`` rows. Each number may differ from the expected by
+``atol + rtol * |expected|``, as in numpy's ``isclose``; integers and booleans not at all.
+
+Runs on the thread of the model's stream, so that every copy on every device is checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from tensorferry.batching.batch import Batch
+from tensorferry.batching.pending import Pending
+from tensorferry.errors import InvalidRequest, ModelFailed, ModelLoadError
+from tensorferry.execution.golden_file import Array, Golden, read_golden
+from tensorferry.model import Bound, Model, ModelSpec
+from tensorferry.tensors import Tensor, array_of, rows_of
+
+__all__ = ["TOLERANCES", "check_golden"]
+
+#: Datatype -> (rtol, atol) where the golden file states none; a datatype that isn't here is exact.
+#: Other kernels and other batch sizes add in another order: by some units in the last place.
+TOLERANCES: Final = {
+    "FP64": (1e-3, 1e-5),
+    "FP32": (1e-3, 1e-5),
+    "FP16": (1e-2, 1e-3),
+    "BF16": (3e-2, 1e-2),
+}
+
+
+def check_golden(model: Model) -> None:
+    """Run the inputs of ``model.spec.golden`` and compare the outputs. Does nothing without a file.
+
+    Raises:
+        ModelLoadError: the file can't be used, the model fails on its inputs, or an output isn't
+            what it should be. Says where, what was expected and allowed and what came.
+    """
+    spec = model.spec
+    if spec.golden is None:
+        return
+    golden = read_golden(spec.golden, spec)
+    where = f"model {spec.name!r} version {spec.version}: {golden.path}"
+    requests = list(_requests(golden, spec, where))
+    rows = sum(bound.rows for bound in requests)
+    for name, expected in golden.outputs.items():
+        if spec.has_batch_dimension and expected.shape[:1] != (rows,):
+            raise ModelLoadError(
+                f"{where}: output {name!r} has shape {list(expected.shape)}, and the inputs have {rows} rows;"
+                " give it one row for each of theirs"
+            )
+    differences = {name: _Difference() for name in golden.outputs}
+    first_row = 0
+    for bound in requests:
+        for output in _answer(model, bound, where):
+            if output.name in differences:
+                expected, at = golden.outputs[output.name], None
+                if spec.has_batch_dimension:
+                    expected, at = expected[first_row : first_row + bound.rows], first_row
+                differences[output.name].add(_compare(golden, output, expected, where, at))
+        first_row += bound.rows
+    _refuse(differences, where)
+
+
+@dataclass(slots=True)
+class _Difference:
+    """How one output differs. ``first`` says where and by how much; it is empty where nothing does."""
+
+    first: str = ""
+    different: int = 0
+    values: int = 0
+    largest: float = 0.0
+
+    def add(self, other: _Difference) -> None:
+        self.first = self.first or other.first
+        self.different += other.different
+        self.values += other.values
+        self.largest = max(self.largest, other.largest)
+
+
+def _refuse(differences: dict[str, _Difference], where: str) -> None:
+    """Raise ModelLoadError for the first output that differs, or that has nothing to compare."""
+    wrong = [name for name, each in differences.items() if each.different]
+    if wrong:
+        first = differences[wrong[0]]
+        most = f", the most by {first.largest:.6g}" if first.largest else ""
+        others = f"; {wrong[1:]} differ too" if wrong[1:] else ""
+        raise ModelLoadError(
+            f"{where}: output {wrong[0]!r}, {first.first}; {first.different} of {first.values} values"
+            f" differ{most}{others}. Serve the model that the file was made of, or make it anew if"
+            " these outputs are right"
+        )
+    empty = [name for name, each in differences.items() if not each.values]
+    if empty:
+        raise ModelLoadError(f"{where}: output {empty[0]!r} has no values; give it at least one")
+
+
+def _requests(golden: Golden, spec: ModelSpec, where: str) -> Iterator[Bound]:
+    """Cut the file's rows into requests, and check them as a caller's."""
+    tensors = golden.inputs
+    rows = 1
+    if spec.has_batch_dimension and tensors and tensors[0].shape:
+        rows = tensors[0].shape[0]
+        for tensor in tensors:
+            if tensor.shape[:1] != (rows,):
+                raise ModelLoadError(
+                    f"{where}: input {tensor.name!r} has shape {list(tensor.shape)}, and {tensors[0].name!r}"
+                    f" has {list(tensors[0].shape)}; the first dimension counts rows and must be the same"
+                )
+    step = spec.max_batch_size or 1
+    for first_row in range(0, max(rows, 1), step):
+        count = min(step, rows - first_row)
+        piece = [rows_of(each, first_row, count) for each in tensors] if count < rows else tensors
+        try:
+            yield spec.bind(piece)
+        except InvalidRequest as error:
+            raise ModelLoadError(f"{where}: {error}") from error
+
+
+def _answer(model: Model, bound: Bound, where: str) -> Sequence[Tensor]:
+    """Run one request alone, as a batch of one, and return its outputs."""
+    request = Pending(bound, lambda _: None, parts=[tensor.data for tensor in bound.tensors])
+    batch = Batch(model.spec, [request], 0.0)
+    try:
+        outputs = model.run(batch.inputs()).outputs
+        batch.check(outputs)
+    except ModelFailed as error:
+        raise ModelLoadError(f"{where}: {error}") from error
+    except Exception as error:
+        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        raise ModelLoadError(f"{where}: the model raises on its inputs: {reason[0].strip()}") from error
+    batch.deliver(outputs)
+    return request.outputs
+
+
+def _compare(
+    golden: Golden, output: Tensor, expected: Array, where: str, first_row: int | None
+) -> _Difference:
+    """Compare one output of one request.
+
+    ``first_row`` is the request's first row in the file; None where the first dimension isn't rows.
+    """
+    if output.datatype == "BYTES":
+        raise ModelLoadError(f"{where}: output {output.name!r} is BYTES, which can't be compared; remove it")
+    if output.shape != expected.shape:
+        raise ModelLoadError(
+            f"{where}: output {output.name!r} has shape {list(output.shape)}, and the file expects"
+            f" {list(expected.shape)}; serve the model that the file was made of, or make the file anew"
+        )
+    got = array_of(output)
+    if got.dtype.kind != "f":
+        if expected.dtype.kind == "f":
+            raise ModelLoadError(
+                f"{where}: output {output.name!r} is {output.datatype}, and the file has {expected.dtype};"
+                " write it as whole numbers, or as true and false"
+            )
+        wrong = np.asarray(got != expected)
+        allowed = f"{output.datatype} must be equal"
+    else:
+        rtol, atol = TOLERANCES[output.datatype]
+        rtol = rtol if golden.rtol is None else golden.rtol
+        atol = atol if golden.atol is None else golden.atol
+        got, expected = got.astype(np.float64), expected.astype(np.float64)
+        wrong = ~np.isclose(got, expected, rtol=rtol, atol=atol, equal_nan=True)
+        allowed = f"the tolerance is {atol:g} + {rtol:g} * |expected|"
+    different = int(np.count_nonzero(wrong))
+    if not different:
+        return _Difference(values=got.size)
+    index = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
+    first = (
+        f"{_place(index, first_row)}: expected {_shown(expected[index])}, got {_shown(got[index])}"
+        f" ({allowed})"
+    )
+    return _Difference(first, different, got.size, _largest(got[wrong], expected[wrong]))
+
+
+def _largest(got: Array, expected: Array) -> float:
+    """Return the largest difference; 0 if none of them is a number."""
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(got.astype(np.float64) - expected.astype(np.float64))
+    return float(np.fmax.reduce(apart, initial=0.0))
+
+
+def _place(index: Sequence[np.intp], first_row: int | None) -> str:
+    numbers = [int(each) for each in index]
+    if first_row is None:
+        return f"index {numbers}"
+    return f"row {first_row + numbers[0]}, index {numbers[1:]}"
+
+
+def _shown(value: np.generic) -> str:
+    return f"{value:.9g}" if value.dtype.kind == "f" else str(value.item())
