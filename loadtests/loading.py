@@ -76,6 +76,7 @@ def _compare(target: str, options: argparse.Namespace) -> float:
     with grpc.insecure_channel(target) as channel:
         loads = _Loads(channel)
         loads.once()  # what is done once in a process, and the file into the page cache
+        print(f"the first load, with nobody calling: {loads.took_s[0]:.2f} s")
         print(f"{options.rate:g} calls/s, windows of {options.seconds:g} s; ms from the instant due")
         print("round  window    p50    p99  longest  failed  loads")
         for number in range(options.rounds):

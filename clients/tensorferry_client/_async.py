@@ -15,7 +15,7 @@ import grpc.aio
 from tensorferry.wire import model_config_pb2
 from tensorferry.wire import open_inference_pb2 as pb
 from tensorferry_client import _calls
-from tensorferry_client._codec import InferResult, Inputs, Parameter
+from tensorferry_client._codec import InferResult, Inputs, Parameter, with_routing
 from tensorferry_client._errors import Cancelled, DeadlineExceeded, Unavailable, error_of
 from tensorferry_client._options import ClientOptions, channel_arguments, credentials_of, options_of
 from tensorferry_client._retry import Attempts
@@ -78,8 +78,11 @@ class AsyncClient:
         request_id: str = "",
         timeout_s: float | None = None,
         parameters: Mapping[str, Parameter] | None = None,
+        label: str = "",
+        split_key: str = "",
     ) -> InferResult:
         """Run a model; see :meth:`Client.infer`."""
+        parameters = with_routing(parameters, label, split_key)
         return await self._run(
             _calls.infer(model, inputs, version, outputs, request_id, parameters), timeout_s
         )

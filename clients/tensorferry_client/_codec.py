@@ -26,6 +26,7 @@ __all__ = [
     "bfloat16_of",
     "infer_request",
     "infer_result",
+    "with_routing",
 ]
 
 #: A value of the protocol's parameter maps.
@@ -146,6 +147,21 @@ def infer_request(
     for key, parameter in (parameters or {}).items():
         _set_parameter(request.parameters[key], key, parameter)
     return request
+
+
+def with_routing(
+    parameters: Mapping[str, Parameter] | None, label: str, split_key: str
+) -> Mapping[str, Parameter]:
+    """Return a request's parameters with a label and a split key; one that is empty is left out.
+
+    Raises:
+        InvalidRequest: the parameters hold another value of it already.
+    """
+    merged = dict(parameters or {})
+    for name, value in (("label", label), ("split_key", split_key)):
+        if value and merged.setdefault(name, value) != value:
+            raise InvalidRequest(f"{name} is {value!r}, and {merged[name]!r} in the parameters; give one")
+    return merged
 
 
 def infer_result(response: pb.ModelInferResponse) -> InferResult:

@@ -89,6 +89,7 @@ class ScorerTuning:
 
     Attributes:
         version: The model's version; empty for the one that the server chooses.
+        label: The label of the version, in the place of ``version``.
         features: Features in a row.
         input_name: The model's input; None to ask the server, which must then name exactly one.
         output_name: The output with the scores; None likewise.
@@ -100,6 +101,7 @@ class ScorerTuning:
     """
 
     version: str = ""
+    label: str = ""
     features: int = 30
     input_name: str | None = None
     output_name: str | None = None
@@ -113,6 +115,8 @@ class ScorerTuning:
         for name, value in {"features": self.features, "connections": self.connections}.items():
             if value < 1:
                 raise ValueError(f"{name} is {value}; at least 1")
+        if self.version and self.label:
+            raise ValueError(f"version {self.version!r} and label {self.label!r}: give one of them")
 
 
 def options_of(options: ClientOptions | str) -> ClientOptions:

@@ -122,10 +122,14 @@ class FraudScorer:
         )
         return all(primed)
 
-    async def score(self, features: ArrayLike, *, budget_ms: float | None = None) -> Scored:
+    async def score(
+        self, features: ArrayLike, *, budget_ms: float | None = None, split_key: str = ""
+    ) -> Scored:
         """Score one transaction, float32 (features,), or several at once, (n, features).
 
         ``budget_ms`` overrules the scorer's own for this call: a caller with less time left says so.
+        ``split_key`` is for a server that compares versions: it has the same one answer the same key,
+        such as the card's hash, and matches labels that are fed back by it.
 
         Raises:
             ValueError: the features have another shape, or aren't numbers.
@@ -141,7 +145,7 @@ class FraudScorer:
         budget_ms = self._budget_ms if budget_ms is None else budget_ms
         client = self._connections.next()
         try:
-            scores = await self._ask(client, rows, started_s + budget_ms / 1000)
+            scores = await self._ask(client, rows, started_s + budget_ms / 1000, split_key)
         except ClientError as error:
             reason = _reason_of(error, client)
             self._note(error, reason)
@@ -203,7 +207,7 @@ class FraudScorer:
         return True
 
     async def _ask(
-        self, client: AsyncClient, rows: NDArray[np.float32], deadline_s: float
+        self, client: AsyncClient, rows: NDArray[np.float32], deadline_s: float, split_key: str = ""
     ) -> tuple[float, ...]:
         """Return the model's scores, one for each row, or raise a ``ClientError``."""
         tensors = self._tensors
@@ -215,6 +219,8 @@ class FraudScorer:
             version=self._tuning.version,
             outputs=(tensors.output,),
             timeout_s=deadline_s - self._tuning.clock(),
+            label=self._tuning.label,
+            split_key=split_key,
         )
         return _scores_of(result, tensors.output, len(rows))
 

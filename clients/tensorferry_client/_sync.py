@@ -13,7 +13,7 @@ import grpc
 from tensorferry.wire import model_config_pb2
 from tensorferry.wire import open_inference_pb2 as pb
 from tensorferry_client import _calls
-from tensorferry_client._codec import InferResult, Inputs, Parameter
+from tensorferry_client._codec import InferResult, Inputs, Parameter, with_routing
 from tensorferry_client._errors import DeadlineExceeded, Unavailable, error_of
 from tensorferry_client._options import ClientOptions, channel_arguments, credentials_of, options_of
 from tensorferry_client._retry import Attempts
@@ -71,6 +71,8 @@ class Client:
         request_id: str = "",
         timeout_s: float | None = None,
         parameters: Mapping[str, Parameter] | None = None,
+        label: str = "",
+        split_key: str = "",
     ) -> InferResult:
         """Run a model.
 
@@ -83,10 +85,14 @@ class Client:
             request_id: Comes back in the result.
             timeout_s: As for every call.
             parameters: The request's parameters, such as ``{"timeout": 2000}`` (microseconds).
+            label: The label of the version that shall answer, in the place of ``version``.
+            split_key: Where the server divides requests among versions, the same key is always answered
+                by the same one: a card's hash, say. Empty for the request's id.
 
         Raises:
             ClientError: see the tree in ``_errors``.
         """
+        parameters = with_routing(parameters, label, split_key)
         return self._run(_calls.infer(model, inputs, version, outputs, request_id, parameters), timeout_s)
 
     def server_live(self, *, timeout_s: float | None = None) -> bool:

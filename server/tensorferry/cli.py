@@ -6,10 +6,10 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from tensorferry import __version__, config
-from tensorferry.commands import feedback, models, push, rollout, rollout_client, rollout_flags
+from tensorferry.commands import check as checks
+from tensorferry.commands import convert, feedback, models, push, rollout, rollout_client, rollout_flags
 from tensorferry.errors import ConfigurationError
 from tensorferry.simulation import command as simulation
 
@@ -40,10 +40,17 @@ def _parser() -> argparse.ArgumentParser:
     config.add_flags(serve)
     serve.set_defaults(run=_serve)
     check = commands.add_parser(
-        "check", help="validate a model repository without serving it", description=_check.__doc__
+        "check", help="validate a model repository without serving it", description=checks.run.__doc__
     )
-    check.add_argument("directory", type=Path, metavar="DIR", help="the model repository")
-    check.set_defaults(run=_check)
+    checks.add_flags(check)
+    check.set_defaults(run=checks.run)
+    other = commands.add_parser(
+        "convert",
+        help="say which formats a model's file can take, or write it in one",
+        description=convert.run.__doc__,
+    )
+    convert.add_flags(other)
+    other.set_defaults(run=convert.run)
     info = commands.add_parser(
         "info", help="print the transports that there are, and every version", description=_info.__doc__
     )
@@ -109,22 +116,6 @@ def _serve(parsed: argparse.Namespace) -> int:
     from tensorferry import app
 
     return app.run(settings)
-
-
-def _check(parsed: argparse.Namespace) -> int:
-    """Validate every model: read its configuration, load it, run it once at every batch size."""
-    from tensorferry.checking import check_repository
-
-    broken = 0
-    for name, faults in check_repository(parsed.directory):
-        if faults:
-            broken += 1
-            print(f"{name}: not servable")
-            for fault in faults:
-                print(f"  {fault}")
-        else:
-            print(f"{name}: ok")
-    return 1 if broken else 0
 
 
 def _info(parsed: argparse.Namespace) -> int:

@@ -56,6 +56,7 @@ class Model:
         if wish == -4:
             os.kill(os.getpid(), signal.SIGKILL)
         if wish == -5:
+            print("hangs now")
             threading.Event().wait()
         if wish == -6:
             print("printed", os.getpid())
@@ -260,6 +261,7 @@ def test_a_hanging_model_does_not_outlive_the_server(
 ):
     children = children_of(process.pid)
     hanging = stub.ModelInfer.future(x_request("wilful", -5.0))
+    wait_until(lambda: "hangs now" in process.log(), "it hangs")
     process.send_signal(signal.SIGKILL)
     process.wait()
     for child in children:

@@ -51,6 +51,8 @@ def run(parsed: argparse.Namespace) -> int:
     tolerance = None
     if parsed.rtol is not None or parsed.atol is not None:
         tolerance = Tolerance(parsed.rtol or 0.0, parsed.atol or 0.0)
+        if not (tolerance.relative >= 0.0 and tolerance.absolute >= 0.0):
+            raise converting.ConversionError("--rtol and --atol must be 0 or more")
     if parsed.to is None:
         verdicts = [
             converting.verdict_on(source, name, shapes, arrays, tolerance) for name in converting.NAMES

@@ -211,9 +211,7 @@ def _as_text(published: Published, label: str | None) -> str:
     labelled = f", labelled {label}" if label else ""
     lines = [f"published {name} version {version}: {files}, {written.digest[:12]}{labelled}"]
     if label:
-        lines.append(
-            f"next: callers reach it by the label {label}; tensorferry rollout gives it a share of the traffic"
-        )
+        lines.append(f"next: callers reach it by the label {label}; tensorferry rollout gives it traffic")
     else:
         lines.append(
             "next: a server loads it by poll, RepositoryModelLoad or restart; see tensorferry models"

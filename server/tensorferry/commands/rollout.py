@@ -56,13 +56,14 @@ def follow(
     seen = rollout = started
     silent_s = 0.0
     while rollout.running is not None:
-        sleep(_POLL_S)
+        if rollout is not started or silent_s:
+            sleep(_POLL_S)
         try:
             rollout = rollout_from(server.status(model).rollout)
         except CallFailed:
-            silent_s += _POLL_S
             if silent_s >= _PATIENCE_S:
                 raise
+            silent_s += _POLL_S
             continue
         silent_s = 0.0
         fresh = min(max(rollout.generation - seen.generation, 0), len(rollout.history))
@@ -144,4 +145,7 @@ def _show(parsed: argparse.Namespace, status: pb.RolloutStatusResponse, *, is_br
 def _as_json(message: Message) -> str:
     from google.protobuf import json_format
 
-    return json_format.MessageToJson(message, preserving_proto_field_name=True)
+    # With every field, so that a script needn't know the defaults of those at 0.
+    return json_format.MessageToJson(
+        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )

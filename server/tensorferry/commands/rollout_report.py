@@ -44,7 +44,7 @@ def _cells(arm: pb.Arm, rollout: Rollout) -> tuple[str, ...]:
     scored = sum(arm.scores.counts)
     return (
         str(arm.version),
-        _cut(role_of(rollout, arm.version) or _NOTHING, 20),
+        _cut(role_of(rollout, arm.version) or _NOTHING, 15),
         _NOTHING if arm.is_shadow else percent(arm.share),
         str(arm.requests),
         str(arm.errors),

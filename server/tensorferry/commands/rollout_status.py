@@ -19,7 +19,7 @@ _EVENTS: Final = 5
 def as_text(model: str, rollout: Rollout, ready: Sequence[int]) -> str:
     """Return all that an operator asks first: who answers, what runs, what happened last."""
     lines = [f"{model}: change {rollout.generation}" if rollout.generation else f"{model}: no rollout yet"]
-    lines += _field("ready", ", ".join(f"version {version}" for version in ready) or "no version")
+    lines += _field("ready", ", ".join(f"{version}" for version in ready) or "no version")
     labels = (f"{label} -> {version}" for label, version in sorted(rollout.labels.items()))
     lines += _field("labels", ", ".join(labels) or "none")
     lines += _field("requests", _requests(rollout))

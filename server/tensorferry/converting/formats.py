@@ -18,7 +18,7 @@ from tensorferry.converting.agreement import Agreement, Tolerance, compare
 from tensorferry.converting.samples import Sample, Shape, samples_of
 from tensorferry.converting.source import ConversionError, Source, load_source
 from tensorferry.execution.backends.torch_aoti import compile_package, compiler
-from tensorferry.execution.backends.torch_export import program_signature
+from tensorferry.execution.backends.torch_export import program_module, program_signature
 
 __all__ = ["NAMES", "SUFFIXES", "Verdict", "verdict_on", "write"]
 
@@ -33,7 +33,7 @@ _EXAMPLE_ROWS: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether a model can take a format. ``reason`` says why not; ``agreement`` is None if it wasn't tried."""
+    """Whether a model can take a format: ``reason`` says why not, and then there is no ``agreement``."""
 
     name: str
     reason: str = ""
@@ -162,7 +162,7 @@ def _write_torchscript(source: Source, shapes: Sequence[Shape], path: Path) -> N
     module: Any = source.native
     if source.kind == "program":
         trace: Callable[..., Any] = torch.jit.trace
-        module = trace(source.native.module(check_guards=False), _example(shapes), strict=False)
+        module = trace(program_module(source.native), _example(shapes), strict=False)
     module.save(str(path))
 
 

@@ -126,7 +126,7 @@ def shapes_of_spec(source: Source, spec: ModelSpec, order: Sequence[int]) -> tup
 def samples_of(
     shapes: Sequence[Shape], arrays: dict[str, torch.Tensor] | None = None, max_rows: int = 0
 ) -> list[Sample]:
-    """Return zeros and random numbers at every batch size, and the given arrays with their first row alone."""
+    """Return zeros and random numbers at every batch size, and the given arrays: whole, and one row."""
     samples = []
     rows_tried = [rows for rows in ROWS if not max_rows or rows <= max_rows]
     if not any(each.is_batched for each in shapes):

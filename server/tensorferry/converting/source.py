@@ -90,7 +90,8 @@ def _exported(path: Path) -> Source:
         call, signature = load_package(path)
         if signature is None:
             raise ConversionError(
-                f"{path}: a compiled package doesn't say what it takes; convert the program that it was made from"
+                f"{path}: a compiled package doesn't say what it takes; convert the program that it was"
+                " made from"
             )
         return Source(path, "package", signature, _flat(call), None)
     program = load_program(path)

@@ -208,7 +208,10 @@ class Engine:
         self.start_draining()
         for retiring in self._retiring.values():
             retiring.cancel()
-        await asyncio.gather(*(live.unload() for live in [*self._all(), *self._retiring]))
+        every = [*self._all(), *self._retiring]
+        # Ensembles first: what they have under way needs the others.
+        await asyncio.gather(*(live.unload() for live in every if isinstance(live, LiveEnsemble)))
+        await asyncio.gather(*(live.unload() for live in every))
         self._clock.close()
 
     def now(self) -> float:

@@ -67,7 +67,7 @@ class LiveEnsemble(LiveModel):
 
     async def unload(self, grace_s: float = 0.0) -> None:
         """Refuse new requests, let those that are here finish for ``grace_s``, end the rest."""
-        ensemble, self._ensemble = self._ensemble, None
+        ensemble = self._ensemble
         if ensemble is None:
             return
         self.state = ModelState.UNLOADING
@@ -78,6 +78,7 @@ class LiveEnsemble(LiveModel):
                     await ensemble.wait_idle()
         ensemble.fail_waiting(ModelNotReady(self._not_ready()))
         await ensemble.wait_idle()
+        self._ensemble = None
         self.state = ModelState.UNAVAILABLE
         self.reason = "unloaded"
 

@@ -50,7 +50,7 @@ class Rollouts:
     def apply(self, name: str, rollout: Rollout, versions: Mapping[int, LiveModel]) -> None:
         """Put observers before the versions that ``rollout`` is about, and take them from all others."""
         experiment = self._experiments.get(name)
-        arms = tuple(number for number, _ in rollout.arms if number in versions)
+        arms = tuple(number for number in _compared(rollout) if number in versions)
         shadow = rollout.shadow_version if rollout.shadow_version in versions else 0
         is_on = len(arms) > 1 or bool(shadow)
         if experiment is None:
@@ -119,6 +119,14 @@ class Rollouts:
     def _progress(self, name: str) -> None:
         if self.on_progress is not None:
             self.on_progress(name)
+
+
+def _compared(rollout: Rollout) -> tuple[int, ...]:
+    """Return the versions that answer: with a canary both, also at the step that leaves stable nothing."""
+    canary = rollout.canary
+    if canary is not None and canary.is_running:
+        return canary.version, canary.stable_version
+    return tuple(number for number, _ in rollout.arms)
 
 
 def _score_output(spec: ModelSpec, wanted: str) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -22,7 +23,7 @@ from tensorferry.execution.golden_file import Array, Golden, read_golden
 from tensorferry.model import Bound, Model, ModelSpec
 from tensorferry.tensors import Tensor, array_of, rows_of
 
-__all__ = ["TOLERANCES", "check_golden"]
+__all__ = ["TOLERANCES", "GoldenCheck", "check_golden"]
 
 #: Datatype -> (rtol, atol) where the golden file states none; a datatype that isn't here is exact.
 #: Other kernels and other batch sizes add in another order: by some units in the last place.
@@ -41,30 +42,61 @@ def check_golden(model: Model) -> None:
         ModelLoadError: the file can't be used, the model fails on its inputs, or an output isn't
             what it should be. Says where, what was expected and allowed and what came.
     """
-    spec = model.spec
-    if spec.golden is None:
+    if model.spec.golden is None:
         return
-    golden = read_golden(spec.golden, spec)
-    where = f"model {spec.name!r} version {spec.version}: {golden.path}"
-    requests = list(_requests(golden, spec, where))
-    rows = sum(bound.rows for bound in requests)
-    for name, expected in golden.outputs.items():
-        if spec.has_batch_dimension and expected.shape[:1] != (rows,):
-            raise ModelLoadError(
-                f"{where}: output {name!r} has shape {list(expected.shape)}, and the inputs have {rows} rows;"
-                " give it one row for each of theirs"
-            )
-    differences = {name: _Difference() for name in golden.outputs}
-    first_row = 0
-    for bound in requests:
-        for output in _answer(model, bound, where):
-            if output.name in differences:
-                expected, at = golden.outputs[output.name], None
-                if spec.has_batch_dimension:
-                    expected, at = expected[first_row : first_row + bound.rows], first_row
-                differences[output.name].add(_compare(golden, output, expected, where, at))
-        first_row += bound.rows
-    _refuse(differences, where)
+    check = GoldenCheck(model.spec, model.spec.golden)
+    for bound in check.requests:
+        check.answered(bound, _answer(model, bound, check.where))
+    check.finish()
+
+
+class GoldenCheck:
+    """A golden file's requests, and what is to be said of their answers.
+
+    For whatever answers requests: send each of ``requests`` in turn and give its outputs to
+    ``answered``; then ``finish`` says whether all was right. ``where`` begins every refusal.
+
+    Raises:
+        ModelLoadError: on making one, if the file can't be used.
+    """
+
+    def __init__(self, spec: ModelSpec, path: Path) -> None:
+        self.where = f"model {spec.name!r} version {spec.version}: {path}"
+        self._golden = read_golden(path, spec)
+        self._has_rows = spec.has_batch_dimension
+        self.requests = list(_requests(self._golden, spec, self.where))
+        self._differences = {name: _Difference() for name in self._golden.outputs}
+        self._first_row = 0
+        rows = sum([bound.rows for bound in self.requests])
+        for name, expected in self._golden.outputs.items():
+            if self._has_rows and expected.shape[:1] != (rows,):
+                raise ModelLoadError(
+                    f"{self.where}: output {name!r} has shape {list(expected.shape)}, and the inputs have"
+                    f" {rows} rows; give it one row for each of theirs"
+                )
+
+    def answered(self, bound: Bound, outputs: Sequence[Tensor]) -> None:
+        """Compare the answer to the next of ``requests``.
+
+        Raises:
+            ModelLoadError: an output has another shape, or can't be compared at all.
+        """
+        for output in outputs:
+            if output.name not in self._differences:
+                continue
+            expected, at = self._golden.outputs[output.name], None
+            if self._has_rows:
+                expected, at = expected[self._first_row : self._first_row + bound.rows], self._first_row
+            self._differences[output.name].add(_compare(self._golden, output, expected, self.where, at))
+        self._first_row += bound.rows
+
+    def finish(self) -> None:
+        """Say whether every answer was right.
+
+        Raises:
+            ModelLoadError: a value differs by more than it may, or there was none to compare.
+        """
+        _refuse(self._differences, self.where)
 
 
 @dataclass(slots=True)

@@ -53,7 +53,7 @@ def checked_datatype(source: ConfigSource, number: int, label: str, at: FieldPat
     """Return the datatype for the enum's ``number``; ``label`` names the tensor at ``at`` in the error.
 
     Raises:
-        ModelConfigError: missing, invalid, or none that TorchScript has.
+        ModelConfigError: missing, invalid, or TYPE_STRING, which no format takes.
     """
     datatype = _DATATYPES.get(number)
     if datatype is None:
@@ -61,7 +61,7 @@ def checked_datatype(source: ConfigSource, number: int, label: str, at: FieldPat
         what = f"the data_type of {label} is {what}; give one, such as TYPE_FP32"
         raise source.error(what, *at, "data_type")
     if not datatype.itemsize:
-        what = f"{label} is TYPE_STRING, which TorchScript models don't have; use a numeric type"
+        what = f"{label} is TYPE_STRING, which no format takes here; use a numeric type"
         raise source.error(what, *at, "data_type")
     return datatype
 

@@ -121,8 +121,12 @@ class _Walk:
         kind = field.message_type
         if kind is not None and kind.GetOptions().map_entry:
             entries = getattr(message, field.name)
+            plain = kind.fields_by_name["value"]
             for key, value, inner in self._pairs(node, at, kind.fields_by_name["key"]):
-                self.message(value, entries[key], inner)
+                if plain.message_type is None:
+                    entries[key] = self._scalar(value, plain, inner)
+                else:
+                    self.message(value, entries[key], inner)
         elif field.is_repeated:
             self._list(node, message, field, at)
         else:

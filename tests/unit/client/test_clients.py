@@ -130,6 +130,34 @@ def test_a_result_says_what_answered(connect):
     assert result.parameters == {"priority": 2}
 
 
+def test_a_label_and_a_split_key_travel_as_parameters(connect):
+    service = ScriptedServer()
+
+    async def scenario():
+        async with serving(service) as target, connect(target) as client:
+            await client.infer("m", ROW, label="canary", split_key="card-7", parameters={"priority": 2})
+            await client.infer("m", ROW)
+
+    run(scenario())
+    named, plain = service.requests
+    assert named.parameters["label"].string_param == "canary"
+    assert named.parameters["split_key"].string_param == "card-7"
+    assert named.parameters["priority"].int64_param == 2
+    assert not plain.parameters
+
+
+def test_a_label_that_is_said_in_two_ways_is_refused_before_it_is_sent(connect):
+    service = ScriptedServer()
+
+    async def scenario():
+        async with serving(service) as target, connect(target) as client:
+            await client.infer("m", ROW, label="canary", parameters={"label": "stable"})
+
+    with pytest.raises(InvalidRequest, match="label is 'canary', and 'stable' in the parameters"):
+        run(scenario())
+    assert service.requests == []
+
+
 def test_questions_about_server_and_models_are_answered(connect):
     async def scenario():
         async with serving(ScriptedServer()) as target, connect(target) as client:

@@ -130,6 +130,26 @@ def test_names_are_learned_from_the_server():
     assert [output.name for output in service.requests[-1].outputs] == ["p"]
 
 
+def test_the_scorers_label_and_a_transactions_split_key_travel_along():
+    service = ScriptedServer(mean_of_row)
+
+    async def scenario():
+        tuning = ScorerTuning(label="canary")
+        async with serving(service) as target, started(target, tuning=tuning) as scorer:
+            await scorer.score(ONE, split_key="card-7")
+            await scorer.score(ONE)
+
+    run(scenario())
+    keys = [request.parameters["split_key"].string_param for request in service.requests[-2:]]
+    assert keys == ["card-7", ""]
+    assert {request.parameters["label"].string_param for request in service.requests} == {"canary"}
+
+
+def test_a_version_and_a_label_are_not_given_together():
+    with pytest.raises(ValueError, match="give one of them"):
+        ScorerTuning(version="3", label="canary")
+
+
 def test_names_that_are_given_are_not_asked_for():
     service = ScriptedServer(answering([0.1], name="p"))
     service.inputs = []

@@ -53,7 +53,8 @@ class RolloutService(rollout_pb2_grpc.ModelRolloutServicer):
 
     def RolloutFeedback(self, request, context):  # noqa: N802
         self._check(request, context)
-        return pb.RolloutFeedbackResponse(matched=sum(label.key.startswith("known") for label in request.labels))
+        known = [label for label in request.labels if label.key.startswith("known")]
+        return pb.RolloutFeedbackResponse(matched=len(known))
 
     def _status(self):
         ready = sorted(self.rollout.versions)

@@ -17,9 +17,9 @@ from torch import nn
 from tensorferry.batching.batch import Batch
 from tensorferry.batching.pending import Pending
 from tensorferry.errors import ModelLoadError
-from tensorferry.execution.backends import opener, torchscript
+from tensorferry.execution.backends import opener
 from tensorferry.execution.pool import Pool, open_pool
-from tensorferry.execution.priority import MOST_NICE, NICER_BY
+from tensorferry.execution.priority import MOST_NICE
 from tensorferry.execution.stream import InlineStream
 from tensorferry.execution.warmup import WarmupReport
 from tensorferry.repository import read_model
@@ -275,24 +275,13 @@ def test_background_model_runs_on_a_thread_that_everything_goes_before(identity)
     run(main())
 
 
-def test_model_is_loaded_by_a_thread_that_gives_way_and_served_by_one_that_does_not(identity, monkeypatch):
-    seen = []
-
-    def open_model(spec, device):
-        seen.append((threading.current_thread(), niceness_of(threading.current_thread())))
-        return torchscript.open_model(spec, device)
-
+def test_thread_that_serves_a_quick_model_is_not_left_giving_way_by_loading(identity):
     async def main():
         before = set(threading.enumerate())
         pool = await open_pool(replace(identity(), execution="thread"))
-        ((loader, niceness),) = seen
-        stream = stream_thread(before)
-        assert niceness == min(niceness_of(threading.main_thread()) + NICER_BY, MOST_NICE)
-        assert not loader.is_alive()
-        assert niceness_of(stream) == niceness_of(threading.main_thread())
+        assert niceness_of(stream_thread(before)) == niceness_of(threading.main_thread())
         await pool.close()
 
-    monkeypatch.setattr("tensorferry.execution.pool.opener", lambda spec: open_model)
     run(main())
 
 

@@ -321,6 +321,16 @@ def test_a_configuration_that_does_not_fit_is_refused(
     assert said in refused(DOUBLING, **more)
 
 
+def test_numeric_libraries_are_told_their_threads(opened: Callable[..., ProcessModel]):
+    text = (
+        "import os\n"
+        "class Model:\n"
+        "    def run(self, inputs):\n"
+        "        return {'y': inputs['x'] * 0 + float(os.environ['OMP_NUM_THREADS'])}\n"
+    )
+    assert answer(opened(text, intra_op_threads=3), 1.0) == [3.0]
+
+
 def test_the_opener_itself_may_be_missing(tmp_path: Path):
     with pytest.raises(ModelLoadError, match="no_such_module"):
         open_in_process("no_such_module:opener", spec_of(tmp_path / "model.py"), "cpu")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 
 import pytest
@@ -9,6 +10,7 @@ from tests.unit.support import PythonModel, bytes_spec, model_spec, run
 from tensorferry.batching.batch import Batch
 from tensorferry.batching.pending import Pending
 from tensorferry.errors import ModelFailed, ModelLoadError
+from tensorferry.execution.priority import MOST_NICE, NICER_BY
 from tensorferry.execution.stream import Conduct, InlineStream, ThreadStream
 from tensorferry.execution.warmup import WarmupReport
 from tensorferry.tensors import Tensor
@@ -35,10 +37,12 @@ class Threads:
 
     def __init__(self, gate: threading.Event | None = None) -> None:
         self.seen: list[threading.Thread] = []
+        self.niceness: list[int] = []
         self._gate = gate
 
     def __call__(self, inputs):
         self.seen.append(threading.current_thread())
+        self.niceness.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
         if self._gate is not None:
             self._gate.wait(20)
         return echo(inputs)
@@ -111,9 +115,12 @@ def test_model_loaded_aside_is_warm_and_attached_to_the_thread_that_serves_it():
         )
         assert (await stream.opened)[0] is model
         assert model.attached == [3, 3]
+        own = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
         (loader,) = set(threads.seen)
         warm = len(threads.seen)
         await outcome(stream, batch_of(b"a"))
+        assert set(threads.niceness[:warm]) == {min(own + NICER_BY, MOST_NICE)}
+        assert set(threads.niceness[warm:]) == {own}
         (server,) = set(threads.seen[warm:])
         assert server is not loader
         assert not loader.is_alive()

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from tensorferry.execution.backends import torch_load
-from tensorferry.execution.backends.torch_load import SMALL_BYTES, load_module
+from tensorferry.execution.backends.torch_load import Sizes, load_module
 
+#: Small files count as large ones, and each tensor gets memory of its own.
+IN_PARTS = Sizes(small=0, chunk=100, mapped=1)
 WARNING = "model was loaded in one piece"
 
 # Of the tracer, and of TorchScript and eager quantization, which are deprecated.
@@ -93,14 +95,6 @@ CASES = {
 
 
 @pytest.fixture
-def in_parts(monkeypatch):
-    """Take small files for large ones, and each tensor for one that gets memory of its own."""
-    monkeypatch.setattr(torch_load, "SMALL_BYTES", 0)
-    monkeypatch.setattr(torch_load, "_MAPPED_BYTES", 1)
-    monkeypatch.setattr(torch_load, "_CHUNK_BYTES", 100)
-
-
-@pytest.fixture
 def save(tmp_path):
     def saved(module: torch.jit.ScriptModule):
         path = tmp_path / "model.pt"
@@ -178,10 +172,10 @@ def assert_same(own: torch.jit.ScriptModule, plain: torch.jit.ScriptModule) -> N
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_module_is_the_one_that_torch_loads(case, in_parts, save, capsys):
+def test_module_is_the_one_that_torch_loads(case, save, capsys):
     make, kind = CASES[case]
     path = save(make(kind()))
-    own, plain = load_module(path, "cpu"), torch.jit.load(str(path))
+    own, plain = load_module(path, "cpu", IN_PARTS), torch.jit.load(str(path))
     assert WARNING not in capsys.readouterr().out
     assert_same(own, plain)
     x = torch.randn(5, 4)
@@ -189,23 +183,23 @@ def test_module_is_the_one_that_torch_loads(case, in_parts, save, capsys):
         assert torch.equal(own(x), plain(x))
 
 
-def test_exported_methods_and_attributes_are_there(in_parts, save):
+def test_exported_methods_and_attributes_are_there(save):
     path = save(scripted(Everything()))
-    own, plain = load_module(path, "cpu"), torch.jit.load(str(path))
+    own, plain = load_module(path, "cpu", IN_PARTS), torch.jit.load(str(path))
     x = torch.randn(5, 3)
     assert torch.equal(own.other(x), plain.other(x))
     assert own.number == 3
 
 
-def test_module_can_be_saved_and_loaded_again(in_parts, save, tmp_path):
-    own = load_module(save(scripted(Everything())), "cpu")
+def test_module_can_be_saved_and_loaded_again(save, tmp_path):
+    own = load_module(save(scripted(Everything())), "cpu", IN_PARTS)
     again = tmp_path / "again.pt"
     torch.jit.save(own, str(again))
-    assert_same(load_module(again, "cpu"), own)
+    assert_same(load_module(again, "cpu", IN_PARTS), own)
 
 
 def test_file_of_a_real_size_is_loaded_in_parts(save, capsys):
-    rows = 3 * SMALL_BYTES // 4 // 1024
+    rows = 3 * Sizes().small // 4 // 1024
     path = save(scripted(nn.Sequential(nn.Linear(1024, rows), nn.Linear(rows, 1))))
     own, plain = load_module(path, "cpu"), torch.jit.load(str(path))
     assert WARNING not in capsys.readouterr().out
@@ -214,17 +208,17 @@ def test_file_of_a_real_size_is_loaded_in_parts(save, capsys):
     assert not own.state_dict()["0.weight"].untyped_storage().resizable(), "it has memory of its own"
 
 
-def test_tensors_may_be_written_to_and_the_file_stays_as_it_is(in_parts, save):
+def test_tensors_may_be_written_to_and_the_file_stays_as_it_is(save):
     path = save(scripted(WithConstants()))
     before = path.read_bytes()
     with torch.no_grad():
-        load_module(path, "cpu").shift.zero_()
+        load_module(path, "cpu", IN_PARTS).shift.zero_()
     assert path.read_bytes() == before
-    assert load_module(path, "cpu").shift.abs().sum() > 0
+    assert load_module(path, "cpu", IN_PARTS).shift.abs().sum() > 0
 
 
-def test_model_goes_to_the_device_that_is_asked_for(in_parts, save):
-    own = load_module(save(scripted(WithConstants())), "meta")
+def test_model_goes_to_the_device_that_is_asked_for(save):
+    own = load_module(save(scripted(WithConstants())), "meta", IN_PARTS)
     assert {each.device.type for each in own.parameters()} == {"meta"}
 
 
@@ -248,17 +242,17 @@ def rewritten(path, change, compression=zipfile.ZIP_STORED) -> None:
         ),
     ],
 )
-def test_file_that_is_laid_out_otherwise_is_loaded_nevertheless(change, compression, in_parts, save):
+def test_file_that_is_laid_out_otherwise_is_loaded_nevertheless(change, compression, save):
     path = save(traced(WithConstants()))
     plain = torch.jit.load(str(path))
     rewritten(path, change, compression)
-    assert_same(load_module(path, "cpu"), plain)
+    assert_same(load_module(path, "cpu", IN_PARTS), plain)
 
 
-def test_what_this_torch_does_not_offer_is_loaded_in_one_piece_and_said(in_parts, save, monkeypatch, capsys):
+def test_what_this_torch_does_not_offer_is_loaded_in_one_piece_and_said(save, monkeypatch, capsys):
     path = save(traced(WithConstants()))
     monkeypatch.delattr(torch._C, "_import_ir_module_from_package")
-    own = load_module(path, "cpu")
+    own = load_module(path, "cpu", IN_PARTS)
     assert WARNING in capsys.readouterr().out
     assert_same(own, torch.jit.load(str(path)))
 
@@ -278,7 +272,7 @@ def test_key_that_is_a_string_of_the_model_too_is_not_changed_under_it():
 
 
 @pytest.mark.parametrize("record", ["data/0", "constants/0"])
-def test_damaged_tensor_is_refused_by_name(record, in_parts, save):
+def test_damaged_tensor_is_refused_by_name(record, save):
     path = save(traced(WithConstants()))
     with zipfile.ZipFile(path) as archive:
         tensor = archive.read(f"model/{record}")
@@ -286,7 +280,7 @@ def test_damaged_tensor_is_refused_by_name(record, in_parts, save):
     assert content.count(tensor) == 1
     path.write_bytes(content.replace(tensor, bytes([tensor[0] ^ 1]) + tensor[1:]))
     with pytest.raises(RuntimeError, match=f"'{record}' is damaged"):
-        load_module(path, "cpu")
+        load_module(path, "cpu", IN_PARTS)
 
 
 @pytest.mark.parametrize("content", [b"", b"no model", b"PK\x05\x06" + bytes(18)])
@@ -294,16 +288,16 @@ def test_file_that_is_no_archive_of_a_model_is_refused(content, tmp_path):
     path = tmp_path / "model.pt"
     path.write_bytes(content)
     with pytest.raises(RuntimeError):
-        load_module(path, "cpu")
+        load_module(path, "cpu", IN_PARTS)
 
 
-def test_file_that_is_cut_off_is_refused(in_parts, save):
+def test_file_that_is_cut_off_is_refused(save):
     path = save(scripted(WithConstants()))
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(RuntimeError):
-        load_module(path, "cpu")
+        load_module(path, "cpu", IN_PARTS)
 
 
 def test_missing_file_is_an_error_of_the_system(tmp_path):
     with pytest.raises(FileNotFoundError):
-        load_module(tmp_path / "model.pt", "cpu")
+        load_module(tmp_path / "model.pt", "cpu", IN_PARTS)

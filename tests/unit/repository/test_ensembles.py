@@ -52,7 +52,6 @@ def test_steps_become_the_specifications(spec):
     assert not found.from_signature
 
 
-@pytest.mark.xfail(strict=True, reason="config.yaml takes maps of messages alone, not of names")
 def test_yaml_gives_the_same(spec):
     text = """
 max_batch_size: 8

@@ -61,9 +61,12 @@ def test_name_platform_and_backend_may_be_given(spec, line):
     ("line", "expected"),
     [
         ('name: "fruad"', "the name is 'fruad', and the directory is 'fraud'"),
-        ('platform: "onnxruntime_onnx"', "the platform 'onnxruntime_onnx' isn't supported"),
-        ('backend: "python"', "the backend 'python' isn't supported"),
-        ('platform: "pytorch_libtorch" backend: "python"', "the backend 'python' isn't supported"),
+        ('platform: "onnx"', "the platform 'onnx' isn't supported"),
+        ('backend: "tensorrt"', "the backend 'tensorrt' isn't supported"),
+        (
+            'platform: "pytorch_libtorch" backend: "python"',
+            "the platform 'pytorch_libtorch' isn't one of the backend 'python'; remove one of the two",
+        ),
         *(
             (f'default_model_filename: "{name}"', "default_model_filename is ")
             for name in ("../model.pt", "a/b.pt", "..", ".", "/etc/passwd", "a\\\\b.pt", "a\\000b")

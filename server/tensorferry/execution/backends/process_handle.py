@@ -66,14 +66,14 @@ class ChildProcess:
         with other:
             numbers = [str(fd) for fd in (other.fileno(), *fds)]
             # -P: the directory that the server was started in is no place for its modules.
-            command = [sys.executable, "-P", "-m", _MODULE, self.name, str(os.getpid()), *numbers]
+            program = ["/usr/bin/env", *_environment(spec), sys.executable]
+            command = [*program, "-P", "-m", _MODULE, self.name, str(os.getpid()), *numbers]
             starting = _spawner.submit(
                 subprocess.Popen,
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                env=_environment(spec),
                 pass_fds=(other.fileno(), *fds),
                 # Out of the terminal's reach, and a group of its own with all that the model starts.
                 start_new_session=True,
@@ -218,9 +218,10 @@ class _Printed:
             self._left_out = 0
 
 
-def _environment(spec: ModelSpec) -> dict[str, str]:
-    """The server's, its module path, and how many threads the numeric libraries may start."""
+def _environment(spec: ModelSpec) -> list[str]:
+    """What the child's environment has beside the server's: its module path, and how many threads
+    the numeric libraries may start, which they ask as they are loaded."""
     threads = spec.intra_op_threads or max(1, len(os.sched_getaffinity(0)) // len(spec.devices))
-    counts = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
     path = os.pathsep.join(entry for entry in sys.path if entry)
-    return {**counts, **os.environ, "PYTHONPATH": path}
+    counted = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    return [f"PYTHONPATH={path}", *[f"{name}={threads}" for name in counted]]

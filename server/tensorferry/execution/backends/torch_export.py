@@ -146,14 +146,21 @@ def program_call(
     torch's own wrapper takes nested arguments apart and checks them at every call: 72 us for the
     fraud MLP, of which 44 go to that. The requests have been checked here, so it is left out.
     """
-    module: Any = program.module(check_guards=False)
-    module.graph.set_codegen(torch.fx.graph.CodeGen())
-    module.recompile()
-    forward = module.forward
+    forward = program_module(program).forward
     keys = _keys(program)
     if keys is None:
         return forward, _tensors_of(program)
     return (lambda *inputs: dict(zip(keys, forward(*inputs), strict=True))), _tensors_of(program)
+
+
+def program_module(program: torch.export.ExportedProgram) -> Any:  # noqa: ANN401 - made by torch.fx
+    """Return the program as a module of its flat inputs, which returns its flat outputs."""
+    module: Any = program.module(check_guards=False)
+    module.graph.set_codegen(torch.fx.graph.CodeGen())
+    module.recompile()
+    module._forward_pre_hooks.clear()  # the check of the arguments
+    module._forward_pre_hooks_with_kwargs.clear()
+    return module
 
 
 def _content(path: Path, where: str) -> str:

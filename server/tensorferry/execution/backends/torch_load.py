@@ -12,7 +12,6 @@ a warning in the log. docs/decisions/0012-loading.md has what was measured, and 
 
 from __future__ import annotations
 
-import contextlib
 import io
 import mmap
 import pickle
@@ -22,24 +21,17 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
 
 import structlog
 import torch
 
-__all__ = ["SMALL_BYTES", "load_module"]
+__all__ = ["Sizes", "load_module"]
 
 _log = structlog.get_logger("tensorferry.execution")
 
-#: Files with less in tensors than this are left to ``torch.jit.load``, which takes 20 ms for them.
-SMALL_BYTES: Final = 8 * 2**20
-
-#: Read and checked at once, while it is in the core's cache. Far more than what zlib and files
-#: need to release the GIL.
-_CHUNK_BYTES: Final = 2**20
-#: From this size a storage is memory of its own, which is given back without the GIL.
-_MAPPED_BYTES: Final = 2**20
 #: How long torch may go on between two records before the others get the GIL, and for how long.
 _TURN_S: Final = 5e-4
 _PAUSE_S: Final = 5e-5
@@ -56,6 +48,24 @@ _STORAGE_FIELDS: Final = 5
 _plain_load: Final[Callable[..., torch.jit.ScriptModule]] = torch.jit.load
 
 
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What is large, in bytes.
+
+    A file with less than ``small`` in tensors is left to ``torch.jit.load``, which takes 10 ms for it.
+    ``chunk`` is read and checked at once, while it is in the core's cache; it is far more than what
+    reading and checking need to release the GIL. A tensor of at least ``mapped`` has memory of its
+    own, which is given back without the GIL.
+    """
+
+    small: int = 8 * 2**20
+    chunk: int = 2**20
+    mapped: int = 2**20
+
+
+_SIZES: Final = Sizes()
+
+
 class _NotAsExpectedError(Exception):
     """The file is laid out in a way that this module doesn't know."""
 
@@ -64,7 +74,7 @@ class _DamagedError(RuntimeError):
     """The file isn't what was written."""
 
 
-def load_module(path: Path, device: str) -> torch.jit.ScriptModule:
+def load_module(path: Path, device: str, sizes: Sizes = _SIZES) -> torch.jit.ScriptModule:
     """Load the TorchScript file at ``path`` onto ``device``, as ``torch.jit.load`` does.
 
     Raises:
@@ -75,8 +85,8 @@ def load_module(path: Path, device: str) -> torch.jit.ScriptModule:
     reason = ""
     try:
         with path.open("rb") as file, zipfile.ZipFile(file) as zipped:
-            archive = _Archive(file, zipped)
-            if archive.tensor_bytes >= SMALL_BYTES:
+            archive = _Archive(file, zipped, sizes)
+            if archive.tensor_bytes >= sizes.small:
                 return _load_in_parts(archive, device)
     except (_DamagedError, OSError, MemoryError):
         raise
@@ -95,8 +105,9 @@ def load_module(path: Path, device: str) -> torch.jit.ScriptModule:
 class _Archive:
     """A TorchScript file: a zip archive whose names all begin with the name that it was saved under."""
 
-    def __init__(self, file: IO[bytes], archive: zipfile.ZipFile) -> None:
+    def __init__(self, file: IO[bytes], archive: zipfile.ZipFile, sizes: Sizes) -> None:
         self._file = file
+        self._sizes = sizes
         self._archive = archive
         root = archive.namelist()[0].partition("/")[0] + "/"
         self.records: dict[str, zipfile.ZipInfo] = {}
@@ -121,12 +132,12 @@ class _Archive:
         size = record.file_size
         if record.compress_type != zipfile.ZIP_STORED or record.compress_size != size:
             raise _NotAsExpectedError(f"record {name!r} is compressed")
-        tensor = _empty(size)
+        tensor = _empty(size, self._sizes.mapped)
         self._file.seek(self._offset(record))
         view = tensor.numpy().data
         crc = 0
-        for start in range(0, size, _CHUNK_BYTES):
-            chunk = view[start : start + _CHUNK_BYTES]
+        for start in range(0, size, self._sizes.chunk):
+            chunk = view[start : start + self._sizes.chunk]
             _fill(self._file, chunk, name)
             crc = zlib.crc32(chunk, crc)
         if crc != record.CRC:
@@ -152,14 +163,13 @@ def _fill(file: IO[bytes], chunk: memoryview, name: str) -> None:
         done += count
 
 
-def _empty(size: int) -> torch.Tensor:
-    if size < _MAPPED_BYTES:
+def _empty(size: int, mapped_bytes: int) -> torch.Tensor:
+    if size < mapped_bytes:
         return torch.empty(size, dtype=torch.uint8)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8)
+    # Torch's allocator would give it back as the module is dropped, with the GIL: 25 ms for 1 GB.
+    return torch.frombuffer(
+        mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.uint8
+    )
 
 
 def _load_in_parts(archive: _Archive, device: str) -> torch.jit.ScriptModule:
