@@ -12,8 +12,11 @@ import pytest
 import torch
 from tests.formats import over_formats
 from tests.unit.support import model_spec, tensor_spec
+from torch import Tensor, nn
 
 from tensorferry.errors import ModelFailed, ModelLoadError
+from tensorferry.execution.backends import torch_aoti
+from tensorferry.execution.backends.torch_tensors import TorchModel
 from tensorferry.execution.warmup import warm_up
 from tensorferry.model import BatchInput
 from tensorferry.tensors import DATATYPES, array_of
@@ -34,6 +37,19 @@ TORCH = {
 EVERY = tuple(torch.zeros(2, 2, dtype=TORCH[name]) for name in EveryDatatype.DATATYPES)
 FEATURES = (torch.zeros(2, 30),)
 TWO = (torch.zeros(2, 3), torch.zeros(2, 1, dtype=torch.int64))
+
+
+class Wide(nn.Module):
+    """Three layers of 512 x 512: some milliseconds for 512 rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(512, 512, generator=generator) / 32)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(torch.relu(x @ self.weight) @ self.weight) @ self.weight
+
 
 MLP_IN = [tensor_spec("features", "FP32", (30,))]
 SCORE = [tensor_spec("OUTPUT__0", "FP32", (1,))]
@@ -318,3 +334,42 @@ def test_closed_model_lets_go_of_what_it_loaded(opened, maker):
     model.close()
     gc.collect()
     assert [each() for each in held] == [None]
+
+
+# -- compiled packages --------------------------------------------------------------------------------
+
+
+@over_formats(lambda maker: maker.name == "package")
+def test_package_whose_runs_are_long_gets_a_process_of_its_own(opened, maker):
+    features = np.random.default_rng(0).normal(size=(3, 512)).astype(np.float32)
+    samples = (torch.zeros(2, 512),)
+    model = opened(
+        maker,
+        Wide(),
+        samples,
+        [tensor_spec("x", "FP32", (512,))],
+        [tensor_spec("OUTPUT__0", "FP32", (512,))],
+        max_batch_size=512,
+    )
+    try:
+        assert not isinstance(model, TorchModel)
+        (output,) = model.run([batch("x", features)]).outputs
+    finally:
+        model.close()
+    with torch.inference_mode():
+        expected = Wide()(torch.from_numpy(features)).numpy()
+    np.testing.assert_allclose(array_of(output), expected, rtol=1e-4, atol=1e-5)
+
+
+@over_formats(lambda maker: maker.name == "program")
+def test_program_is_compiled_where_the_configuration_asks_for_it(opened, maker):
+    missing = "" if torch_aoti.compiler() else "no C++ compiler"
+    if missing:
+        pytest.skip(missing)
+    model = opened(maker, Mlp(), FEATURES, torch_export_mode="aoti", execution="inline")
+    assert isinstance(model, TorchModel)
+    features = np.ones((3, 30), np.float32)
+    (output,) = model.run([batch("features", features)]).outputs
+    with torch.inference_mode():
+        expected = Mlp()(torch.from_numpy(features)).numpy()
+    np.testing.assert_allclose(array_of(output), expected, rtol=1e-5, atol=1e-6)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.unit.repository.conftest import write_model
+from tests.unit.repository.conftest import BASE, write_model
 
 from tensorferry.errors import ConfigurationError
 from tensorferry.repository import read_model, scan
@@ -179,6 +179,51 @@ def test_directory_in_place_of_the_models_file_is_refused(tmp_path):
     directory = write_model(tmp_path, versions=())
     (directory / "1" / "model.pt").mkdir(parents=True)
     assert "1/model.pt: is a directory" in str(read_model(directory).error)
+
+
+@pytest.mark.parametrize(
+    ("filename", "platform", "backend"),
+    [
+        ("model.pt", "pytorch_libtorch", "pytorch"),
+        ("model.pt2", "torch_aoti", "pytorch"),
+        ("model.onnx", "onnxruntime_onnx", "onnxruntime"),
+        ("model.py", "python", "python"),
+    ],
+)
+def test_without_configuration_each_versions_file_says_its_format(tmp_path, filename, platform, backend):
+    directory = write_model(tmp_path, versions=())
+    (directory / "1").mkdir()
+    (directory / "1" / filename).write_bytes(b"model")
+    model = read_model(directory)
+    assert model.error is None
+    (found,) = model.versions
+    assert (found.platform, found.backend, found.path.name) == (platform, backend, filename)
+    assert model.config.platform == platform
+
+
+def test_versions_may_have_different_formats(tmp_path):
+    config = BASE + "version_policy { all { } }"
+    directory = write_model(tmp_path, config, versions=(1,))
+    (directory / "2").mkdir()
+    (directory / "2" / "model.onnx").write_bytes(b"model")
+    model = read_model(directory)
+    assert model.error is None
+    assert [each.platform for each in model.versions] == ["pytorch_libtorch", "onnxruntime_onnx"]
+
+
+def test_format_that_the_configuration_states_holds_for_every_version(tmp_path):
+    directory = write_model(tmp_path, BASE + 'platform: "onnxruntime_onnx" version_policy { all { } }')
+    assert "1/model.onnx: version 1 of the model has no such file" in str(read_model(directory).error)
+
+
+def test_version_with_a_fault_leaves_the_others_as_they_are(tmp_path):
+    directory = write_model(tmp_path, BASE + "version_policy { all { } }", versions=(1, 3))
+    (directory / "2").mkdir()
+    model = read_model(directory)
+    assert model.error is None
+    assert served(model) == [1, 3]
+    assert list(model.faults) == [2]
+    assert "version 2 of the model has no such file" in str(model.faults[2])
 
 
 def test_scanning_does_not_import_torch():

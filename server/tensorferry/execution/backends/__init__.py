@@ -22,6 +22,9 @@ BACKENDS: Final = {
     "python": "tensorferry.execution.backends.python",
 }
 
+#: Which extra brings a backend's libraries, where it isn't the server's own.
+_EXTRAS: Final = {"onnxruntime_onnx": "onnx"}
+
 
 def opener(spec: ModelSpec) -> Opener:
     """Return the function that loads models like ``spec``.
@@ -37,5 +40,5 @@ def opener(spec: ModelSpec) -> Opener:
     except ImportError as error:
         raise ModelLoadError(
             f"model {spec.name!r}: the backend of {spec.platform} can't be imported ({error});"
-            " install it with: pip install 'tensorferry[server]'"
+            f" install it with: pip install 'tensorferry[{_EXTRAS.get(spec.platform, 'server')}]'"
         ) from error

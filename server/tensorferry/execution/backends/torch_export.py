@@ -49,6 +49,7 @@ __all__ = [
     "load_program",
     "open_model",
     "program_call",
+    "program_module",
     "program_signature",
 ]
 
@@ -261,7 +262,7 @@ def _max_rows(program: torch.export.ExportedProgram, nodes: dict[str, Any]) -> i
     for name in program.graph_signature.user_inputs:
         value = nodes[str(name)].meta.get("val")
         size = value.shape[0] if isinstance(value, torch.Tensor) and value.dim() else 0
-        symbol: Any = getattr(getattr(size, "node", None), "expr", None)  # a fixed size is an int, without one
+        symbol: Any = getattr(getattr(size, "node", None), "expr", None)  # an int has none
         constraint: Any = program.range_constraints.get(symbol)
         if constraint is not None and constraint.upper.is_finite and constraint.upper < 2**31:
             bounds.append(int(constraint.upper))
