@@ -69,6 +69,8 @@ class _EngineCollector(Collector):
             yield family
         yield from _failures_and_queue(snapshots)
         yield from _response_cache(self._engine)
+        yield from _loads(self._engine)
+        yield from _rollouts(self._engine)
         yield GaugeMetricFamily(
             "tensorferry_in_flight_bytes",
             "Tensor bytes of requests waiting or running",
@@ -137,6 +139,51 @@ def _response_cache(engine: Engine) -> Iterable[Metric]:
     yield GaugeMetricFamily(
         "tensorferry_response_cache_bytes", "Bytes that the response cache holds", value=size.byte_size
     )
+
+
+def _loads(engine: Engine) -> Iterable[Metric]:
+    for metric, description, counts in (
+        ("tensorferry_model_loads", "Versions loaded, warmed up and checked", engine.loads),
+        (
+            "tensorferry_model_load_failures",
+            "Versions that were refused; the index has the reason",
+            engine.load_failures,
+        ),
+    ):
+        family = CounterMetricFamily(metric, description, labels=_LABELS)
+        for (name, version), count in sorted(counts.items()):
+            family.add_metric((name, str(version)), count)
+        yield family
+
+
+#: Name, help, and the attribute of ``ArmCounts``: of the versions that a rollout compares.
+_ARM_COUNTERS = (
+    ("tensorferry_rollout_requests", "Requests answered, failed or late during a rollout", "requests"),
+    ("tensorferry_rollout_errors", "Of these, failed", "errors"),
+    ("tensorferry_rollout_not_finite", "Of these, answered with a NaN or infinite score", "not_finite"),
+    ("tensorferry_rollout_late", "Of these, without an answer in time", "late"),
+)
+
+#: The same for ``ShadowCounts``.
+_SHADOW_COUNTERS = (
+    ("tensorferry_shadow_compared", "Copies of requests whose scores were compared", "compared"),
+    ("tensorferry_shadow_dropped", "Copies dropped so as not to delay answers", "dropped"),
+    ("tensorferry_shadow_errors", "Copies that the shadow failed on", "errors"),
+)
+
+
+def _rollouts(engine: Engine) -> Iterable[Metric]:
+    observers, names = engine.observers, list(engine.models)
+    arms = [(name, version, counts) for name in names for version, counts in observers.counts(name).items()]
+    shadows = [
+        (name, version, counts) for name in names for version, counts in observers.shadow_counts(name).items()
+    ]
+    for table, found in ((_ARM_COUNTERS, arms), (_SHADOW_COUNTERS, shadows)):
+        for metric, description, attribute in table:
+            family = CounterMetricFamily(metric, description, labels=_LABELS)
+            for name, version, counts in found:
+                family.add_metric((name, str(version)), getattr(counts, attribute))
+            yield family
 
 
 def _batch_histogram(counts: BatcherStatistics) -> tuple[list[tuple[str, float]], float]:

@@ -30,6 +30,7 @@ from tensorferry.errors import (
     Unavailable,
 )
 from tensorferry.repository import model_directories
+from tensorferry.repository.overrides import override_source
 from tensorferry.rollout import changes
 from tensorferry.rollout.state import EMPTY, Rollout
 from tensorferry.rollout.store import RolloutStore
@@ -100,11 +101,13 @@ class Coordinator:
 
         Raises:
             ControlDisabled: the mode isn't explicit.
+            InvalidRequest: the configuration isn't one; names the line.
             NotFound: the repository has no such model.
             ModelLoadError: a version wasn't loaded; what served before still does.
         """
         try:
             self._check_explicit("load")
+            await _check_config(name, config, given or self._settings.root / name)
             async with self._locks[name]:
                 own = self._directory(name, must_exist=given is None)
                 rollout = await asyncio.to_thread(_rollout_or_empty, own) if given is None else EMPTY
@@ -156,6 +159,12 @@ class Coordinator:
         states: dict[str, list[VersionState]] = {name: [] for name in names}
         states |= {name: list(lines) for name, lines in (await self._fleet.states()).items()}
         return dict(sorted(states.items()))
+
+    async def close(self) -> None:
+        """Remove what load requests have brought."""
+        for given in self._temporary.values():
+            await _remove(given)
+        self._temporary.clear()
 
     # -- rollouts -------------------------------------------------------------------------------
 
@@ -298,6 +307,15 @@ class Coordinator:
 
 
 _DISABLED: Final = "this server doesn't {what} by request; start it with --model-control-mode {modes}"
+
+
+async def _check_config(name: str, config: str | None, directory: Path) -> None:
+    """Raise InvalidRequest if a configuration that came with a request can't be read: the caller's fault."""
+    if config is not None:
+        try:
+            await asyncio.to_thread(override_source, name, config, directory)
+        except ConfigurationError as error:
+            raise InvalidRequest(str(error)) from None
 
 
 def _told(name: str, failures: Mapping[int, str]) -> str:

@@ -73,6 +73,7 @@ class Command:
         for task in self._tasks:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
+        await self.coordinator.close()
 
     async def _tick(self) -> None:
         while True:

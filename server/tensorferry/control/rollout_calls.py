@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final
@@ -68,12 +69,14 @@ class RolloutCalls:
 
     async def _report(self, request: pb.RolloutReportRequest) -> pb.RolloutReportResponse:
         name = request.model_name
-        shares = dict(self._coordinator.rollout(name).arms)
+        shares: defaultdict[int, float] = defaultdict(float)
+        for version, share in self._coordinator.rollout(name).arms:
+            shares[version] += share  # two targets of a split may be one version
         counts = self._fleet.counts(name)
         pairs = await self._fleet.pairs(name)
         bounds = score_bounds(list(counts.values()))
         arms = [
-            _arm_message(version, shares.get(version, 0.0), arm_report(own, bounds, pairs.get(version, ())))
+            _arm_message(version, shares[version], arm_report(own, bounds, pairs.get(version, ())))
             for version, own in sorted(counts.items())
         ]
         arms += [

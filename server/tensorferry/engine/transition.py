@@ -67,8 +67,12 @@ class Transition:
 
 
 def wanted_specs(entry: RepositoryModel, rollout: Rollout) -> list[ModelSpec]:
-    """Return the specifications to serve: a version that only shadows is in the background."""
-    answering = {rollout.stable, *(version for version, _ in rollout.arms), *rollout.labels.values()}
+    """Return the specifications to serve: a version that shadows, and isn't an arm, is in the background.
+
+    Also where a label points at it: whoever asks for it by name waits a little longer, and nobody
+    else does.
+    """
+    answering = {version for version, _ in rollout.arms}
     shadow = rollout.shadow_version
     return [
         replace(spec, background=spec.version == shadow and shadow not in answering)

@@ -138,7 +138,8 @@ async def _open(spec: ModelSpec, cores: int, inline_below_s: float) -> Pool:
         for number, device in enumerate(spec.devices)
     ]
     model, report = await _opened(streams)
-    if spec.devices != ("cpu",) or spec.execution == "thread" or spec.background:
+    # The opened model's word: one in a process of its own says thread, as its run waits for that.
+    if spec.devices != ("cpu",) or model.spec.execution == "thread" or spec.background:
         # Several streams are the owner's wish for several threads; a GPU's run is never so short.
         return Pool(list(streams), model.spec, report)
     if is_inline:

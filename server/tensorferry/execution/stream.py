@@ -221,8 +221,13 @@ class ThreadStream:
 
     def _load_here(self) -> tuple[Model, WarmupReport]:
         model = self._load()
-        model.attach(self._intra_op_threads)
-        return model, self._report or warm_up(model)
+        try:
+            model.attach(self._intra_op_threads)
+            return model, self._report or warm_up(model)
+        except BaseException:
+            # The error outlives this: with its traceback it would keep the model, or its process, alive.
+            model.close()
+            raise
 
     def _serve(self, model: Model, priority: Priority | None) -> None:
         cpu_clock = self._conduct.cpu_clock

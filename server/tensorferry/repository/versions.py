@@ -14,7 +14,7 @@ from typing import Final
 
 from tensorferry.errors import ModelConfigError
 from tensorferry.model import ModelSpec
-from tensorferry.repository.formats import FORMATS, Format, format_in
+from tensorferry.repository.formats import ENSEMBLE, FORMATS, Format, format_in
 from tensorferry.wire.model_config_pb2 import ModelConfig
 
 __all__ = ["GOLDEN_NAMES", "MAX_FILES", "content_of", "files_in", "version_spec"]
@@ -41,13 +41,18 @@ def version_spec(
         raise ModelConfigError(f"version {version} of the model isn't there; add its directory", directory)
     own = fixed or format_in(where, _possible(config))
     path = _model_file(where, version, own, config) if own.filename else where
+    golden = _golden(where)
+    if golden is not None and own is ENSEMBLE:
+        raise ModelConfigError(
+            "an ensemble's golden file isn't checked; give one to the models of its steps", golden
+        )
     return replace(
         spec,
         version=version,
         path=path,
         platform=own.platform,
         backend=own.backend,
-        golden=_golden(where),
+        golden=golden,
         content=content_of(where),
     )
 
