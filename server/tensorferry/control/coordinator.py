@@ -97,7 +97,8 @@ class Coordinator:
         """Load a model, or load it anew where its files have changed.
 
         ``config`` (JSON) stands in for its configuration, and ``given``, a temporary directory of the
-        model's shape, for its directory; that is removed once nothing is served from it.
+        model's shape, for its directory; that is removed once nothing is served from it. With an
+        ensemble the models of its steps are loaded that aren't.
 
         Raises:
             ControlDisabled: the mode isn't explicit.
@@ -111,13 +112,26 @@ class Coordinator:
             async with self._locks[name]:
                 own = self._directory(name, must_exist=given is None)
                 rollout = await asyncio.to_thread(_rollout_or_empty, own) if given is None else EMPTY
-                await self._apply(Order(name, given or own, config, rollout), must_be_whole=True)
+                order = Order(name, given or own, config, rollout)
+                for member in await asyncio.to_thread(_members, order):
+                    if member not in self._orders and member != name:
+                        await self._load_member(member)
+                await self._apply(order, must_be_whole=True)
                 await _remove(self._temporary.pop(name, None))
                 if given is not None:
                     self._temporary[name] = given
         except BaseException:
             await _remove(given)
             raise
+
+    async def _load_member(self, name: str) -> None:
+        """Load a model that an ensemble needs. One that is an ensemble itself has to be loaded by name."""
+        if self._locks[name].locked():
+            return  # somebody is at it; or ensembles that need each other, which say so when they are asked
+        async with self._locks[name]:
+            directory = self._directory(name, must_exist=True)
+            rollout = await asyncio.to_thread(_rollout_or_empty, directory)
+            await self._apply(Order(name, directory, None, rollout), must_be_whole=True)
 
     async def unload(self, name: str, dependents: bool = False) -> None:
         """Withdraw a model; what it has taken it answers. Nothing happens if it isn't loaded.
@@ -130,8 +144,7 @@ class Coordinator:
         self._check_explicit("unload")
         members: list[str] = []
         if dependents and name in self._orders:
-            entry = await asyncio.to_thread(read_order, self._orders[name])
-            members = [step.model for spec in entry.versions for step in spec.steps]
+            members = await asyncio.to_thread(_members, self._orders[name])
         for each in dict.fromkeys([name, *members]):
             await self.withdraw(each)
 
@@ -273,13 +286,15 @@ class Coordinator:
         """
         prepared = await self._fleet.prepare(order)
         failures = prepared.failures
-        if failures and must_be_whole and (not prepared.ready or 0 in failures or order.name in self._orders):
-            await self._fleet.abandon(prepared.ticket)
+        if failures and must_be_whole:
+            # Committed all the same, with nothing accepted: so the index says why.
+            unwanted = "not put in force, as another version was refused"
+            refused = {version: failures.get(version, unwanted) for version in {*prepared.ready, *failures}}
+            self._orders.setdefault(order.name, order)
+            await self._fleet.commit(prepared.ticket, refused)
             raise ModelLoadError(_told(order.name, failures))
         self._orders[order.name] = order
         await self._fleet.commit(prepared.ticket, {})
-        if failures and must_be_whole:
-            raise ModelLoadError(_told(order.name, failures))
 
     def _order(self, name: str) -> Order:
         order = self._orders.get(name)
@@ -307,6 +322,12 @@ class Coordinator:
 
 
 _DISABLED: Final = "this server doesn't {what} by request; start it with --model-control-mode {modes}"
+
+
+def _members(order: Order) -> list[str]:
+    """Return the models of an ensemble's steps; none for a model. Reads the repository."""
+    steps = [step for spec in read_order(order).versions for step in spec.steps]
+    return list(dict.fromkeys(step.model for step in steps))
 
 
 async def _check_config(name: str, config: str | None, directory: Path) -> None:

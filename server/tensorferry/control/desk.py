@@ -48,7 +48,7 @@ class ControlDesk(Protocol):
 
 
 class Command:
-    """A coordinator with all that moves it: the poller, and the canaries. In the only process, or the parent."""
+    """A coordinator with all that moves it: the poller, and the canaries. In the one process, or the parent."""
 
     def __init__(self, config: ServerConfig, fleet: Fleet) -> None:
         self._config = config

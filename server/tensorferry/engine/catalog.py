@@ -120,11 +120,11 @@ class Catalog:
         self._preparing.pop(name, None)
         before = self._versions.get(name, {})
         after = self._after(transition, rejected, before)
-        has_ready = any(live.state is ModelState.READY for live in after.values())
-        if transition.entry.error is None or name not in self._entries or not has_ready:
+        serves = any(live.state is ModelState.READY for live in before.values())
+        if transition.accepted(rejected) or not serves:
             self._entries[name] = transition.entry
         else:
-            _log.error("change refused", model=name, reason=str(transition.entry.error))
+            _log.error("change refused", model=name, reasons=transition.failures | rejected)
         self._versions[name] = dict(sorted(after.items()))
         self._rollouts[name] = transition.rollout
         self._update_routes()
@@ -285,6 +285,8 @@ class Catalog:
     ) -> dict[int, LiveModel]:
         """Return the versions after a transition: a failed one takes nobody's place."""
         after = dict(transition.kept)
+        for live in after.values():
+            live.reason = ""
         failed = self._faulty(transition.entry)
         for number, live in transition.loaded.items():
             if number in rejected or live.state is not ModelState.READY:
@@ -294,6 +296,9 @@ class Catalog:
         serving = {number: live for number, live in before.items() if live.state is ModelState.READY}
         if failed or transition.entry.error is not None:
             after = serving | after
+        if transition.entry.error is not None:
+            for live in after.values():
+                live.reason = f"serves as before; the change was refused: {transition.entry.error}"
         for number, live in failed.items():
             if number in after:
                 after[number].reason = f"serves as before; its new content was refused: {live.reason}"

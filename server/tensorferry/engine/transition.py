@@ -8,7 +8,7 @@ frees what was loaded. A version that failed is no reason to abandon: the others
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import replace
 
 from tensorferry.engine.live import LiveModel, Means, ModelState
@@ -48,8 +48,8 @@ class Transition:
     def failures(self) -> dict[int, str]:
         """Why versions that should be served can't be; 0 stands for the model as a whole."""
         failures = {version: str(error) for version, error in self.entry.faults.items()}
-        if self.entry.error is not None:
-            failures.setdefault(0, str(self.entry.error))
+        if self.entry.error is not None and not failures:
+            failures[0] = str(self.entry.error)
         for version, live in self.loaded.items():
             if live.state is not ModelState.READY:
                 failures[version] = live.reason
@@ -60,6 +60,15 @@ class Transition:
         """The versions that would serve, ascending."""
         loaded = [number for number, live in self.loaded.items() if live.state is ModelState.READY]
         return sorted([*self.kept, *loaded])
+
+    def accepted(self, rejected: Container[int] = ()) -> list[LiveModel]:
+        """Return the versions that will serve, without those rejected elsewhere."""
+        loaded = [
+            live
+            for number, live in self.loaded.items()
+            if live.state is ModelState.READY and number not in rejected
+        ]
+        return [*self.kept.values(), *loaded]
 
     async def abandon(self) -> None:
         """Free what was loaded."""

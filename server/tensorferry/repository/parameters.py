@@ -56,9 +56,26 @@ def _intra_op_threads(spec: ModelSpec, text: str) -> ModelSpec:
     return replace(spec, intra_op_threads=threads)
 
 
+def _inter_op_threads(spec: ModelSpec, text: str) -> ModelSpec:
+    if _length(text, _MAX_THREADS) is None:
+        raise ValueError(f"an integer from 1 to {_MAX_THREADS}")
+    return spec
+
+
 def _inference_mode(spec: ModelSpec, text: str) -> ModelSpec:
-    if text.lower() != "true":
+    if not _switch(text, '"true" (this server runs every model in inference mode), or left out'):
         raise ValueError('"true" (this server runs every model in inference mode), or left out')
+    return spec
+
+
+def _tuning_switch(spec: ModelSpec, text: str) -> ModelSpec:
+    _switch(text)
+    return spec
+
+
+def _gpu_switch(spec: ModelSpec, text: str) -> ModelSpec:
+    if _switch(text) and any(device != "cpu" for device in spec.devices):
+        raise ValueError('"false", or left out, as the server can\'t do it for a model on a GPU')
     return spec
 
 
@@ -139,10 +156,40 @@ def _torch_export_mode(spec: ModelSpec, text: str) -> ModelSpec:
     return replace(spec, torch_export_mode=cast("Literal['auto', 'graph', 'aoti']", text))
 
 
+# Switches of Triton's PyTorch backend for how TorchScript executes a model: the answers are the same either way.
+_JIT: Final = "how PyTorch's JIT executes models is set by this server"
+_NO_EFFECT: Final = "taken for Triton's sake, without effect"
+
 #: Name to parameter, for every parameter that is supported. ``ragged_max_length`` looks at the buckets.
 PARAMETERS: Final[Mapping[str, Parameter]] = {
+    "DISABLE_CUDNN": Parameter(
+        _gpu_switch,
+        "",
+        "`false`",
+        "taken for Triton's sake: `true` only for a model on the CPU, where it has no effect",
+    ),
+    "DISABLE_OPTIMIZED_EXECUTION": Parameter(_tuning_switch, "", "`false`", f"{_NO_EFFECT}: {_JIT}"),
+    "ENABLE_CACHE_CLEANING": Parameter(
+        _gpu_switch,
+        "",
+        "`false`",
+        "taken for Triton's sake: `true` only for a model on the CPU, where it has no effect",
+    ),
+    "ENABLE_JIT_EXECUTOR": Parameter(_tuning_switch, "", "`true`", f"{_NO_EFFECT}: {_JIT}"),
+    "ENABLE_JIT_PROFILING": Parameter(_tuning_switch, "", "`true`", f"{_NO_EFFECT}: {_JIT}"),
+    "ENABLE_NVFUSER": Parameter(_tuning_switch, "", "`false`", f"{_NO_EFFECT}: {_JIT}"),
+    "ENABLE_TENSOR_FUSER": Parameter(_tuning_switch, "", "`false`", f"{_NO_EFFECT}: {_JIT}"),
+    "ENABLE_WEIGHT_SHARING": Parameter(
+        _tuning_switch, "", "`false`", f"{_NO_EFFECT}: every worker stream has a copy of the model of its own"
+    ),
     "INFERENCE_MODE": Parameter(
         _inference_mode, "", "`true`", "taken for Triton's sake: every model runs in inference mode"
+    ),
+    "INTER_OP_THREAD_COUNT": Parameter(
+        _inter_op_threads,
+        "threads",
+        "none",
+        f"{_NO_EFFECT}: worker streams run a model's operations in their order",
     ),
     "INTRA_OP_THREAD_COUNT": Parameter(
         _intra_op_threads,
@@ -241,6 +288,18 @@ def _number(text: str) -> float | None:
         return None
     value = float(text)
     return value if math.isfinite(value) else None
+
+
+def _switch(text: str, wanted: str = '"true" or "false"') -> bool:
+    """Return what a switch of Triton's says; it takes 1 and 0, too.
+
+    Raises:
+        ValueError: something else, with ``wanted``.
+    """
+    values = {"true": True, "1": True, "false": False, "0": False}
+    if text.lower() not in values:
+        raise ValueError(wanted)
+    return values[text.lower()]
 
 
 def _length(text: str, most: int) -> int | None:
