@@ -4,7 +4,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help setup demo test lint types docs protos protos-check serve load bench bench-batching fuzz asan soak wheel check clean
+.PHONY: help setup demo demo-rollout test lint types docs protos protos-check serve load bench bench-batching fuzz asan soak churn wheel check clean
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -17,6 +17,9 @@ $(INSTALLED): pyproject.toml constraints.txt tools/setup.sh hatch_build.py $(wil
 
 demo: $(INSTALLED) ## train, serve and score card transactions (CSV=file for your own)
 	@$(PYTHON) -m demo $(if $(CSV),--csv "$(CSV)")
+
+demo-rollout: $(INSTALLED) ## take a model live, and see a bad successor be taken back by itself (CSV=file)
+	@$(PYTHON) -m demo.rollout $(if $(CSV),--csv "$(CSV)")
 
 test: $(INSTALLED) ## run every test
 	$(PYTHON) -m pytest
@@ -58,6 +61,9 @@ asan: $(INSTALLED) ## fuzzer and integration suite under AddressSanitizer (FUZZ_
 
 soak: $(INSTALLED) ## many calls, good and bad: memory must stay flat (SOAK_CALLS=1000000)
 	$(PYTHON) -m loadtests.soak --calls $(or $(SOAK_CALLS),1000000)
+
+churn: $(INSTALLED) ## load, swap and unload models under calls: nothing fails or grows (CYCLES=1000)
+	$(PYTHON) -m loadtests.churn --cycles $(or $(CYCLES),1000)
 
 wheel: $(INSTALLED) ## build a wheel that carries libnghttp2, and try it in a fresh environment
 	bash tools/wheel.sh $(PYTHON) dist

@@ -140,9 +140,11 @@ class _Workers:
             self.record.failed(f"an answer of {[len(part) for part in raw]} bytes instead of one float32")
 
 
-def infer_request(features: Features) -> bytes:
-    """Encode one row, float32 of shape (30,), as a ModelInferRequest."""
+def infer_request(features: Features, split_key: str = "") -> bytes:
+    """Encode one row, float32 of shape (30,), as a ModelInferRequest, with the caller's key."""
     request = pb.ModelInferRequest(model_name=MODEL)
+    if split_key:
+        request.parameters["split_key"].string_param = split_key
     request.inputs.add(name="features", datatype="FP32", shape=[1, len(FEATURES)])
     request.raw_input_contents.append(features.astype("<f4").tobytes())
     return request.SerializeToString()

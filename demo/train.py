@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from demo.transactions import FEATURES, Transactions
 
-__all__ = ["MODEL_NAME", "FraudModel", "export", "offline_scores", "train"]
+__all__ = ["CONFIG", "MODEL_NAME", "FraudModel", "export", "offline_scores", "save", "scores_of", "train"]
 
 MODEL_NAME: Final = "fraud"
 
@@ -27,8 +27,8 @@ BATCH_ROWS: Final = 512
 # Frauds are about one in a hundred. Drawn as they come, a batch would hold five and teach little.
 FRAUDS_IN_BATCH: Final = BATCH_ROWS // 4
 
-# Also a valid configuration for Triton.
-_CONFIG: Final = """\
+#: Also a valid configuration for Triton.
+CONFIG: Final = """\
 name: "fraud"
 platform: "pytorch_libtorch"
 max_batch_size: 64
@@ -110,10 +110,22 @@ def export(model: FraudModel, repository: Path) -> Path:
     """Write the model as version 1 of ``fraud`` into ``repository`` and return its file."""
     path = repository / MODEL_NAME / "1" / "model.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
-    (repository / MODEL_NAME / "config.pbtxt").write_text(_CONFIG, encoding="utf-8")
+    (repository / MODEL_NAME / "config.pbtxt").write_text(CONFIG, encoding="utf-8")
+    save(model, path)
+    return path
+
+
+def save(model: FraudModel, path: Path) -> None:
+    """Write the model to ``path`` as TorchScript."""
     with _torchscript():
         torch.jit.script(model).save(str(path))  # type: ignore[no-untyped-call]
-    return path
+
+
+def scores_of(model: FraudModel, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Run the model as it was trained, before any export: float32 (rows, 30) to float32 (rows, 1)."""
+    with torch.inference_mode():
+        scores: npt.NDArray[np.float32] = model(torch.from_numpy(features)).numpy()
+    return scores
 
 
 def offline_scores(path: Path, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -105,6 +105,8 @@ def _default(each: dataclasses.Field[object]) -> str:
         for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
             if value % size == 0:
                 return f"`{value}` ({value // size} {unit})"
+    if value == ():
+        return "none"
     return f"`{value}`" if value != "" else "(empty)"
 
 

@@ -1,8 +1,8 @@
 """The composition root: the only place where concrete classes meet.
 
 Start: engine, transport and HTTP port listen first (callers get UNAVAILABLE, probes 503), then
-the models load, and then what is served may change (``control``). Stop: health says NOT_SERVING, new requests are refused, accepted ones finish,
-then the models are freed.
+the models load, and then what is served may change (``control``). Stop: health says NOT_SERVING, new
+requests are refused, accepted ones finish, then the models are freed.
 """
 
 from __future__ import annotations

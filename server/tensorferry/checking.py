@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tensorferry.control.orders import Order, read_order, read_rollout
 from tensorferry.errors import ConfigurationError
 from tensorferry.execution.backends import opener
 from tensorferry.execution.golden import check_golden
 from tensorferry.execution.warmup import warm_up
 from tensorferry.model import ModelSpec
-from tensorferry.repository import scan
+from tensorferry.repository import manifest, model_directories
+from tensorferry.rollout.state import EMPTY
 
 __all__ = ["CheckedModel", "CheckedVersion", "check_repository"]
 
@@ -34,26 +36,37 @@ class CheckedModel:
 
 
 def check_repository(root: Path) -> Iterator[CheckedModel]:
-    """Check each model: read it, load it, run it at every batch size, compare it with its golden file.
+    """Check each version that would be served: its manifest, a load, every batch size, its golden file.
 
     Raises:
         ConfigurationError: ``root`` isn't a model repository.
     """
-    for entry in scan(root):
-        if entry.error is not None and not entry.faults:
-            yield CheckedModel(entry.name, (), (str(entry.error),))
-            continue
-        versions = tuple(CheckedVersion(spec, _fault_of(spec)) for spec in entry.versions)
-        faults = [str(fault) for fault in entry.faults.values()]
-        faults += [each.fault for each in versions if each.fault]
-        yield CheckedModel(entry.name, versions, tuple(faults))
+    for directory in model_directories(root):
+        yield _checked(directory)
+
+
+def _checked(directory: Path) -> CheckedModel:
+    faults: list[str] = []
+    rollout = EMPTY
+    try:
+        rollout = read_rollout(directory)
+    except ConfigurationError as error:
+        faults.append(str(error))
+    entry = read_order(Order(directory.name, directory, None, rollout))
+    faults += [str(fault) for fault in entry.faults.values()]
+    if entry.error is not None and not entry.faults:
+        return CheckedModel(entry.name, (), (*faults, str(entry.error)))
+    versions = tuple(CheckedVersion(spec, _fault_of(spec)) for spec in entry.versions)
+    faults += [each.fault for each in versions if each.fault]
+    return CheckedModel(entry.name, versions, tuple(faults))
 
 
 def _fault_of(spec: ModelSpec) -> str:
     """Load a version on each kind of device that it asks for and warm it up, as serving would."""
-    if spec.steps:
-        return ""  # an ensemble has no file; its configuration has been checked
     try:
+        manifest.verify(spec.path if spec.steps else spec.path.parent)
+        if spec.steps:
+            return ""  # an ensemble has no file; its configuration has been checked
         for device in sorted(set(spec.devices)):
             model = opener(spec)(spec, device)
             try:

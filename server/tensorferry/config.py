@@ -23,6 +23,8 @@ from tensorferry.errors import SettingsError
 __all__ = ["ENVIRONMENT_PREFIX", "UNIX_PREFIX", "ServerConfig", "add_flags", "load"]
 
 ENVIRONMENT_PREFIX = "TENSORFERRY_"
+#: Variables that are no setting of the server: where the settings file is, and which server commands ask.
+_NO_SETTINGS: Final = (f"{ENVIRONMENT_PREFIX}CONFIG", f"{ENVIRONMENT_PREFIX}SERVER")
 
 #: What an address starts with that is a unix socket's path, as in gRPC's targets.
 UNIX_PREFIX: Final = "unix:"
@@ -248,7 +250,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, object]:
     by_variable = {_variable(each.name): each for each in fields(ServerConfig)}
     values: dict[str, object] = {}
     for variable, text in environment.items():
-        if not variable.startswith(ENVIRONMENT_PREFIX) or variable == f"{ENVIRONMENT_PREFIX}CONFIG":
+        if not variable.startswith(ENVIRONMENT_PREFIX) or variable in _NO_SETTINGS:
             continue
         each = by_variable.get(variable)
         if each is None:

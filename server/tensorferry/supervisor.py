@@ -59,9 +59,12 @@ Attach = Callable[[int, socket.socket], Awaitable[Callable[[], Awaitable[None]]]
 class _Worker:
     """One child process, started again whenever it ends before its time."""
 
-    def __init__(self, number: int, config: ServerConfig, attach: Attach) -> None:
+    def __init__(
+        self, number: int, config: ServerConfig, attach: Attach, on_death: Callable[[int], None]
+    ) -> None:
         self.number = number
         self._attach = attach
+        self._on_death = on_death
         self.transport = ""
         self.http_url = ""
         self.announcement = asyncio.get_running_loop().create_future()
@@ -87,6 +90,7 @@ class _Worker:
                 raise SettingsError("a server process refused its settings; its message is above")
             if loop.time() - started > _WELL_AFTER_S:
                 pause_s = _FIRST_PAUSE_S
+            self._on_death(self.number)
             _log.error(
                 "server process ended; starting it again", process=self.number, status=status, pause_s=pause_s
             )
@@ -200,9 +204,12 @@ async def supervise(config: ServerConfig) -> None:
     worker_config = dataclasses.replace(config, grpc_port=port, http_port=0)
     fleet = ProcessFleet()
     command = Command(config, fleet)
-    command.coordinator.first_orders()
+    command.first_orders()
     attach = partial(_attach, fleet, command)
-    workers = [_Worker(number, worker_config, attach) for number in range(config.processes)]
+    workers = [
+        _Worker(number, worker_config, attach, command.canaries.process_died)
+        for number in range(config.processes)
+    ]
     front = _Front(workers)
     routes = {"/healthz/live": front.live, "/healthz/ready": front.ready, "/metrics": front.metrics}
     runner, http_port = await listen(routes, config.host, config.http_port)

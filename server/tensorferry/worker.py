@@ -22,7 +22,7 @@ def main() -> int:
         return 1  # the parent died before the line above
     settings = settings_of(sys.argv[2])
     logs.configure(settings.log_level, settings.log_format)
-    return app.run(settings, RemoteDesk(socket.socket(fileno=int(sys.argv[3]))))
+    return app.run(settings, RemoteDesk(socket.socket(fileno=int(sys.argv[3])), settings.model_control_mode))
 
 
 if __name__ == "__main__":

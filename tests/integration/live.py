@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-import shutil
-import subprocess
-import sys
+import signal
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +15,9 @@ import torch
 from tests.integration.support import PATIENCE_S, wait_until, x_request, y_of
 from torch import Tensor, nn
 
+from tensorferry.cli import main
 from tensorferry.testing.models import BATCHING, save
-from tensorferry.testing.process import Limits, ServerProcess
+from tensorferry.testing.process import Limits, ServerProcess, ServerProcessError
 from tensorferry.wire import open_inference_pb2 as pb
 from tensorferry.wire import open_inference_pb2_grpc as pb_grpc
 from tensorferry.wire import rollout_pb2, rollout_pb2_grpc
@@ -25,7 +25,7 @@ from tensorferry.wire import rollout_pb2, rollout_pb2_grpc
 #: Calls that are under way at once, where many are made.
 AT_ONCE = 32
 
-#: How a test names the versions of its models: each adds its own number to its input.
+#: One number in, one out; on one thread, so that two streams don't get in each other's way.
 CONFIG = (
     "max_batch_size: {rows}\n"
     'input {{ name: "x" data_type: TYPE_FP32 dims: 1 }}\n'
@@ -100,16 +100,12 @@ def write_config(root: Path, name: str, options: str = BATCHING, rows: int = 16)
 
 
 def tensorferry(*arguments: object, expect: int = 0) -> str:
-    """Run the command line as a process of its own; return what it says."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tensorferry", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=2 * PATIENCE_S,
-        check=False,
-    )
-    assert done.returncode == expect, f"{done.returncode}: {done.stdout}\n{done.stderr}"
-    return done.stdout + done.stderr
+    """Run a command of the command line, in this process to save its start; return what it says."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        status = main([str(argument) for argument in arguments])
+    assert status == expect, f"{status}: {said.getvalue()}"
+    return said.getvalue()
 
 
 def push(root: Path, name: str, source: Path, *more: object) -> int:
@@ -249,7 +245,7 @@ def outcome_of(call: grpc.Future) -> Answer | grpc.StatusCode:
         return error.code()
 
 
-@contextmanager
+@contextlib.contextmanager
 def started(root: Path, log: Path, *flags: str) -> Iterator[LiveServer]:
     """Start a server and connect to it; in the end it has to stop well, unless it was killed."""
     process = ServerProcess(root, log, flags=flags, limits=Limits(60.0, 60.0))
@@ -259,13 +255,20 @@ def started(root: Path, log: Path, *flags: str) -> Iterator[LiveServer]:
         with grpc.insecure_channel(process.grpc_address) as channel:
             grpc.channel_ready_future(channel).result(PATIENCE_S)
             yield LiveServer(root, process, channel)
+        if is_running(process):
+            process.send_signal(signal.SIGTERM)
+            assert process.wait() == 0, process.log()[-2000:]
     finally:
         process.kill()
 
 
-def copy_tree(source: Path, target: Path) -> None:
-    """Copy a directory file by file, as ``cp -r`` does: what looks at it may see it half-way."""
-    shutil.copytree(source, target)
+def is_running(process: ServerProcess) -> bool:
+    """Whether the server hasn't ended."""
+    try:
+        process.require_alive()
+    except ServerProcessError:
+        return False
+    return True
 
 
 def wait_for(server: LiveServer, model: str, versions: list[int]) -> None:

@@ -117,6 +117,10 @@ def test_unknown_variable_is_refused_and_the_known_ones_listed():
         load({}, {"TENSORFERRY_GRPC_PROT": "1"})
 
 
+def test_variable_that_says_which_server_commands_ask_is_no_setting():
+    assert load({}, {"TENSORFERRY_SERVER": "localhost:9001"}) == load({}, {})
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -156,4 +160,5 @@ def test_help_names_flag_default_and_variable(capsys):
     text = " ".join(capsys.readouterr().out.split())
     for each in fields(ServerConfig):
         assert f"--{each.name.replace('_', '-')}" in text
-        assert f"(default: {each.default}; TENSORFERRY_{each.name.upper()})" in text.replace("- ", "-")
+        default = "none" if each.default == () else each.default
+        assert f"(default: {default}; TENSORFERRY_{each.name.upper()})" in text.replace("- ", "-")

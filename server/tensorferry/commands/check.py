@@ -28,7 +28,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Validate every model: read its configuration, load it, run it once at every batch size."""
+    """Validate what would be served: configuration, checksums, a load, a run at every batch size."""
     broken = 0
     for model in check_repository(parsed.directory):
         if model.faults:

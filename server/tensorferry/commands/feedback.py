@@ -60,8 +60,10 @@ def _read(path: Path) -> list[tuple[str, int]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             return list(_labels(file, str(path)))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: can't be read: {error}") from None
+    except OSError as error:
+        raise ConfigurationError(f"{path}: can't be read: {error.strerror}; correct the path") from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{path}: isn't UTF-8 text; give a CSV file") from None
 
 
 def _labels(file: TextIO, name: str) -> Iterator[tuple[str, int]]:

@@ -213,6 +213,8 @@ def _ask(server: str) -> dict[tuple[str, str], tuple[str, str]]:
             index = stub.RepositoryIndex(pb.RepositoryIndexRequest(), timeout=_SERVER_PATIENCE_S)
     except grpc.RpcError as error:
         what = f"{error.code().name}: {error.details()}"
+        if error.code() is grpc.StatusCode.UNAVAILABLE:
+            what = "UNAVAILABLE: is it up, and does it speak plain text there?"
         raise ConfigurationError(f"the server at {server} gave no index: {what}") from None
     return {(each.name, each.version): (each.state, each.reason) for each in index.models}
 

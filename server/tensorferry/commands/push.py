@@ -204,13 +204,17 @@ def _pairs(flag: str, given: Sequence[str]) -> dict[str, str]:
 
 
 def _as_text(published: Published, label: str | None) -> str:
+    from tensorferry.rollout.state import STABLE
+
     written = published.manifest
     size_bytes = sum(record.size_bytes for record in written.files.values())
     name, version = written.about.model, published.version
     files = f"{len(written.files)} file{'s' if len(written.files) > 1 else ''}, {size_bytes:,} bytes"
     labelled = f", labelled {label}" if label else ""
     lines = [f"published {name} version {version}: {files}, {written.digest[:12]}{labelled}"]
-    if label:
+    if label == STABLE:
+        lines.append("next: it answers whoever names no version or label, once a server has taken it")
+    elif label:
         lines.append(f"next: callers reach it by the label {label}; tensorferry rollout gives it traffic")
     else:
         lines.append(

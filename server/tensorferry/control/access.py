@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from tensorferry.control.channel import Channel, Handler
-from tensorferry.control.coordinator import Coordinator
+from tensorferry.control.coordinator import Coordinator, check_mode
 from tensorferry.control.fleet import VersionState
 from tensorferry.control.rollout_calls import RolloutCalls
 from tensorferry.repository.overrides import write_files
@@ -49,6 +49,7 @@ class LocalControl:
 
     async def load(self, name: str, config: str | None, files: Mapping[str, bytes]) -> None:
         """See ``Control``."""
+        check_mode(self._coordinator.mode, "load a model")
         await self._coordinator.load(name, config, await _written(name, config, files))
 
     async def unload(self, name: str, dependents: bool) -> None:
@@ -67,11 +68,13 @@ class LocalControl:
 class RemoteControl:
     """The coordinator is in the parent process."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, mode: str) -> None:
         self._channel = channel
+        self._mode = mode
 
     async def load(self, name: str, config: str | None, files: Mapping[str, bytes]) -> None:
         """See ``Control``."""
+        check_mode(self._mode, "load a model")
         given = await _written(name, config, files)
         await self._channel.call("load", name=name, config=config, given=str(given) if given else None)
 

@@ -51,7 +51,7 @@ class Canaries:
         self._fleet = fleet
         self._now_s = now_s
         self._steps: dict[str, _Step] = {}
-        self._changing: dict[str, asyncio.Task[Rollout]] = {}
+        self._changing: dict[str, asyncio.Task[object]] = {}
         self._looked_s: dict[str, float] = {}
 
     def tick(self) -> None:
@@ -65,6 +65,14 @@ class Canaries:
         if now_s - self._looked_s.get(name, -_LEAST_PAUSE_S) >= _LEAST_PAUSE_S:
             self._looked_s[name] = now_s
             self.look(name)
+
+    def process_died(self, number: int) -> None:
+        """Take back every canary that runs: it may be what killed the process, and its counts are gone."""
+        for order in self._coordinator.orders:
+            canary = order.rollout.running
+            if canary is not None and order.name not in self._changing:
+                reason = f"server process {number} died while the canary ran"
+                self._change(order.name, partial(_taken_back, canary, reason))
 
     def look(self, name: str) -> None:
         """Judge a model's canary, and take it on or back."""
@@ -103,11 +111,14 @@ class Canaries:
         )
 
     def _change(self, name: str, change: Callable[[Rollout], Rollout]) -> None:
-        task = asyncio.get_running_loop().create_task(self._coordinator.divert(name, change))
+        # Until it is in force, and no longer: what follows may have to be taken back, too.
+        task: asyncio.Task[object] = asyncio.get_running_loop().create_task(
+            self._coordinator.divert_now(name, change)
+        )
         self._changing[name] = task
         task.add_done_callback(partial(self._changed, name))
 
-    def _changed(self, name: str, task: asyncio.Task[Rollout]) -> None:
+    def _changed(self, name: str, task: asyncio.Task[object]) -> None:
         self._changing.pop(name, None)
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("canary not changed", model=name, reason=str(error))

@@ -31,10 +31,11 @@ _LONGEST_LINE_BYTES: Final = 64 * 2**20
 
 
 class Channel:
-    """One end. Used on the loop thread."""
+    """One end. Used on the loop thread. ``on_end`` is called when it is closed, on either end."""
 
-    def __init__(self, handlers: Mapping[str, Handler]) -> None:
+    def __init__(self, handlers: Mapping[str, Handler], on_end: Callable[[], None] = lambda: None) -> None:
         self._handlers = handlers
+        self._on_end = on_end
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._handling: set[asyncio.Task[None]] = set()
@@ -84,20 +85,29 @@ class Channel:
     def _send(self, message: Mapping[str, object]) -> None:
         if self._writer is None or self._writer.is_closing():
             raise errors.Unavailable("another process of this server is gone; try again")
-        self._writer.write(json.dumps(message).encode() + b"\n")
+        line = json.dumps(message).encode() + b"\n"
+        if len(line) > _LONGEST_LINE_BYTES:
+            # The other end couldn't read it, and would take the channel for broken.
+            raise errors.InvalidRequest(
+                f"the request is too large to be passed on: {len(line)} bytes of {_LONGEST_LINE_BYTES};"
+                " send it in parts"
+            )
+        self._writer.write(line)
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         try:
             while line := await reader.readline():
                 self._heard(json.loads(line))
-        except (OSError, ValueError) as error:
-            _log.error("control channel ended", reason=str(error))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            _log.error("control channel ended", reason=repr(error))
         finally:
             self._end()
+            self._on_end()
 
     def _heard(self, message: dict[str, Any]) -> None:
         if "call" in message:
-            task = asyncio.create_task(self._handle(message))
+            work = self._handle(message["call"], message["number"], message["arguments"])
+            task = asyncio.create_task(work)
             self._handling.add(task)
             task.add_done_callback(self._handling.discard)
             return
@@ -109,21 +119,26 @@ class Channel:
         else:
             answer.set_result(message["result"])
 
-    async def _handle(self, message: dict[str, Any]) -> None:
-        number = message["number"]
+    async def _handle(self, method: str, number: int, arguments: Mapping[str, Any]) -> None:
+        answer: dict[str, object]
         try:
-            answer = {
-                "number": number,
-                "result": await self._handlers[message["call"]](**message["arguments"]),
-            }
+            answer = {"number": number, "result": await self._handlers[method](**arguments)}
+            json.dumps(answer["result"])  # a mistake here would leave the caller waiting
         except errors.TensorferryError as error:
             answer = {"number": number, "error": [type(error).__name__, str(error)]}
         except Exception as error:
-            _log.error("unexpected error in a control call", call=message["call"], exc_info=error)
+            _log.error("unexpected error in a control call", call=method, exc_info=error)
             answer = {"number": number, "error": ["TensorferryError", f"internal error: {error}"]}
         if number:
-            with contextlib.suppress(errors.Unavailable):
-                self._send(answer)
+            self._answer(number, answer)
+
+    def _answer(self, number: int, answer: dict[str, object]) -> None:
+        try:
+            self._send(answer)
+        except errors.Unavailable:
+            pass  # nobody is there to hear it
+        except errors.InvalidRequest as error:
+            self._send({"number": number, "error": [type(error).__name__, str(error)]})
 
     def _end(self) -> None:
         if self._writer is not None:

@@ -12,14 +12,14 @@ import asyncio
 import contextlib
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import structlog
 
-from tensorferry.control.fleet import Fleet, VersionState
+from tensorferry.control.fleet import Fleet, Prepared, VersionState
 from tensorferry.control.orders import Order, read_order, read_rollout
 from tensorferry.errors import (
     ConfigurationError,
@@ -35,7 +35,7 @@ from tensorferry.rollout import changes
 from tensorferry.rollout.state import EMPTY, Rollout
 from tensorferry.rollout.store import RolloutStore
 
-__all__ = ["ALL_MODELS", "Coordinator", "Settings"]
+__all__ = ["ALL_MODELS", "Change", "Coordinator", "Settings", "check_mode"]
 
 _log = structlog.get_logger("tensorferry.control")
 
@@ -52,6 +52,12 @@ class Settings:
     load_model: tuple[str, ...] = ()
 
 
+#: Makes a rollout of another, or raises InvalidRequest.
+Change = Callable[[Rollout], Rollout]
+
+_T = TypeVar("_T")
+
+
 class Coordinator:
     """What should be served, by model, and the way from one such state to the next."""
 
@@ -61,6 +67,12 @@ class Coordinator:
         self._orders: dict[str, Order] = {}
         self._temporary: dict[str, Path] = {}
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        # Models whose rollout is another than their state file's, which couldn't be written.
+        self._unwritten: set[str] = set()
+        # Changes that are in force and not yet written down, by model: a change that was under way
+        # before them must not undo them.
+        self._diverting: dict[str, list[Change]] = {}
+        self._working: set[asyncio.Task[Any]] = set()
         #: Called with a model's name when its rollout has changed.
         self.on_rollout: Callable[[str], None] = lambda name: None
 
@@ -81,10 +93,38 @@ class Coordinator:
                     f"--load-model {missing[0]}: {self._settings.root} has no such model;"
                     f" it has {sorted(directories) or 'none'}"
                 )
-            directories = {name: directories[name] for name in wanted}
-        for name, directory in directories.items():
-            self._orders[name] = Order(name, directory, None, _rollout_or_empty(directory))
+            self._order_first([directories[name] for name in wanted], directories)
+        else:
+            self._order_first(list(directories.values()), directories)
         return list(self._orders.values())
+
+    def _order_first(self, wanted: list[Path], there: Mapping[str, Path]) -> None:
+        """Note what is served first; with an ensemble go the models of its steps."""
+        while wanted:
+            directory = wanted.pop(0)
+            if directory.name in self._orders:
+                continue
+            order = Order(directory.name, directory, None, _rollout_or_empty(directory))
+            self._orders[directory.name] = order
+            wanted += [there[member] for member in _members(order) if member in there]
+
+    async def settle(self) -> None:
+        """Note what the first load came to: what came into the repository since isn't part of the orders."""
+        states = await self._fleet.states()
+        for name, order in list(self._orders.items()):
+            ready = [line.version for line in states.get(name, ()) if line.state == "READY"]
+            if order.versions is None and ready and self._orders.get(name) is order:
+                self._orders[name] = replace(order, versions=frozenset(ready))
+
+    @property
+    def is_changing(self) -> bool:
+        """Whether a change is under way, or one that is in force isn't written down yet."""
+        return bool(self._working)
+
+    @property
+    def mode(self) -> str:
+        """Who may change what is served; see ``Settings``."""
+        return self._settings.mode
 
     @property
     def orders(self) -> Sequence[Order]:
@@ -106,32 +146,45 @@ class Coordinator:
             NotFound: the repository has no such model.
             ModelLoadError: a version wasn't loaded; what served before still does.
         """
+        await self._whole(self._load(name, config, given))
+
+    async def _load(self, name: str, config: str | None, given: Path | None) -> None:
         try:
-            self._check_explicit("load")
+            check_mode(self.mode, "load a model")
             await _check_config(name, config, given or self._settings.root / name)
             async with self._locks[name]:
                 own = self._directory(name, must_exist=given is None)
-                rollout = await asyncio.to_thread(_rollout_or_empty, own) if given is None else EMPTY
+                rollout = await self._rollout_in(name, own) if given is None else EMPTY
                 order = Order(name, given or own, config, rollout)
                 for member in await asyncio.to_thread(_members, order):
                     if member not in self._orders and member != name:
                         await self._load_member(member)
                 await self._apply(order, must_be_whole=True)
-                await _remove(self._temporary.pop(name, None))
-                if given is not None:
-                    self._temporary[name] = given
-        except BaseException:
-            await _remove(given)
-            raise
+        finally:
+            await self._keep(name, given)
+
+    async def _keep(self, name: str, given: Path | None) -> None:
+        """Keep the temporary directory that a model's order names, if it does; remove the others."""
+        ordered = self._orders[name].directory if name in self._orders else None
+        before = self._temporary.pop(name, None)
+        if ordered is not None and ordered in (given, before):
+            self._temporary[name] = ordered
+        for each in {given, before} - {ordered}:
+            await _remove(each)
 
     async def _load_member(self, name: str) -> None:
-        """Load a model that an ensemble needs. One that is an ensemble itself has to be loaded by name."""
-        if self._locks[name].locked():
-            return  # somebody is at it; or ensembles that need each other, which say so when they are asked
+        """Load a model that an ensemble needs. One that is an ensemble itself has to be loaded by name.
+
+        (So that no two loads can wait for each other.)
+        """
+        directory = self._directory(name, must_exist=True)
+        rollout = await self._rollout_in(name, directory)
+        order = Order(name, directory, None, rollout)
+        if await asyncio.to_thread(_members, order):
+            return
         async with self._locks[name]:
-            directory = self._directory(name, must_exist=True)
-            rollout = await asyncio.to_thread(_rollout_or_empty, directory)
-            await self._apply(Order(name, directory, None, rollout), must_be_whole=True)
+            if name not in self._orders:
+                await self._apply(order, must_be_whole=True)
 
     async def unload(self, name: str, dependents: bool = False) -> None:
         """Withdraw a model; what it has taken it answers. Nothing happens if it isn't loaded.
@@ -141,7 +194,7 @@ class Coordinator:
         Raises:
             ControlDisabled: the mode isn't explicit.
         """
-        self._check_explicit("unload")
+        check_mode(self.mode, "unload a model")
         members: list[str] = []
         if dependents and name in self._orders:
             members = await asyncio.to_thread(_members, self._orders[name])
@@ -150,9 +203,15 @@ class Coordinator:
 
     async def withdraw(self, name: str) -> None:
         """Withdraw a model, whatever the mode."""
+        await self._whole(self._withdraw(name))
+
+    async def _withdraw(self, name: str) -> None:
+        if name not in self._orders and name not in self._locks:
+            return
         async with self._locks[name]:
             if self._orders.pop(name, None) is None:
                 return
+            self._unwritten.discard(name)
             await self._fleet.unload(name)
             await _remove(self._temporary.pop(name, None))
             _log.info("model withdrawn", model=name)
@@ -160,7 +219,7 @@ class Coordinator:
     async def refresh(self, name: str, directory: Path) -> None:
         """Serve what a model's directory holds now. A version that fails is logged, and is no error."""
         async with self._locks[name]:
-            rollout = await asyncio.to_thread(_rollout_or_empty, directory)
+            rollout = await self._rollout_in(name, directory)
             await self._apply(Order(name, directory, None, rollout))
 
     async def index(self) -> dict[str, list[VersionState]]:
@@ -174,7 +233,10 @@ class Coordinator:
         return dict(sorted(states.items()))
 
     async def close(self) -> None:
-        """Remove what load requests have brought."""
+        """Give up what is under way, and remove what load requests have brought."""
+        for task in self._working:
+            task.cancel()
+        await asyncio.gather(*self._working, return_exceptions=True)
         for given in self._temporary.values():
             await _remove(given)
         self._temporary.clear()
@@ -194,7 +256,7 @@ class Coordinator:
         lines = (await self._fleet.states()).get(name, ())
         return [line.version for line in lines if line.state == "READY"]
 
-    async def change_rollout(self, name: str, change: Callable[[Rollout], Rollout]) -> Rollout:
+    async def change_rollout(self, name: str, change: Change) -> Rollout:
         """Change a model's rollout: load what it needs, write it down, put it in force.
 
         Raises:
@@ -204,55 +266,60 @@ class Coordinator:
             ModelLoadError: a version that it needs can't be served; nothing has changed.
             Unavailable: the state can't be written; nothing has changed.
         """
-        self._check_may_roll()
+        check_mode(self.mode, "change a rollout")
+        self._order(name)
+        return await self._whole(self._change_rollout(name, change))
+
+    async def _change_rollout(self, name: str, change: Change) -> Rollout:
         async with self._locks[name]:
             order = self._order(name)
             store = RolloutStore(order.directory)
+            await self._write_held(name)
             # Asked of what the file holds, which a command may have changed since.
             wanted = change(await asyncio.to_thread(store.read))
             return await self._roll(order, wanted, store, change)
 
-    async def _roll(
-        self, order: Order, wanted: Rollout, store: RolloutStore, change: Callable[[Rollout], Rollout]
-    ) -> Rollout:
+    async def _roll(self, order: Order, wanted: Rollout, store: RolloutStore, change: Change) -> Rollout:
         entry = await asyncio.to_thread(read_order, replace(order, rollout=wanted))
         changes.check_versions(wanted, entry.available)
-        new = wanted.versions - order.rollout.versions
+        new = _newly_asked(order.rollout, wanted)
         prepared = await self._fleet.prepare(replace(order, rollout=wanted))
         try:
-            failed = sorted(version for version in prepared.failures if version in new)
+            failed = sorted(new.difference(prepared.ready))
             if failed:
-                why = prepared.failures[failed[0]]
+                why = prepared.failures.get(failed[0]) or prepared.failures.get(0, "it isn't ready")
                 raise ModelLoadError(f"model {order.name!r}: version {failed[0]} can't be served: {why}")
             written = await asyncio.to_thread(store.update, change)
         except BaseException:
             await self._fleet.abandon(prepared.ticket)
             raise
-        self._orders[order.name] = replace(order, rollout=written)
-        await self._fleet.commit(prepared.ticket, {})
-        # The file's own generation and history; the versions and shares are those prepared.
-        await self._fleet.set_rollout(order.name, written)
+        await self._commit(prepared, replace(order, rollout=written))
         self.on_rollout(order.name)
         _log.info("rollout changed", model=order.name, what=_last_event(written))
         return written
 
-    async def rollback(self, name: str, change: Callable[[Rollout], Rollout]) -> Rollout:
+    async def rollback(self, name: str, change: Change) -> Rollout:
         """Make a change that takes requests back to a version before: at once, if that is loaded.
 
         Raises:
             TensorferryError: as ``change_rollout``.
         """
-        self._check_may_roll()
+        check_mode(self.mode, "change a rollout")
         wanted = change(self._order(name).rollout)
         if {version for version, _ in wanted.arms} <= set(await self.ready_versions(name)):
-            return await self.divert(name, change)
+            return await self._whole(self.divert(name, change))
         return await self.change_rollout(name, change)
 
-    async def divert(self, name: str, change: Callable[[Rollout], Rollout]) -> Rollout:
+    async def divert(self, name: str, change: Change) -> Rollout:
+        """Make a change as ``divert_now`` does, and wait until it is written down."""
+        return await (await self.divert_now(name, change))
+
+    async def divert_now(self, name: str, change: Change) -> asyncio.Task[Rollout]:
         """Change who answers among versions that are loaded: at once, and only then written down.
 
-        For a rollback and a canary's next step. A kill in between leaves the state before, in which a
-        guard that broke breaks again. Where the state can't be written it holds until the next start.
+        For a rollback and a canary's next step: neither waits for a load that is under way. A kill in
+        between leaves the state before, in which a guard that broke breaks again. Where the state can't
+        be written it holds until the next start. Returns what writes it.
 
         Raises:
             NotFound: no such model.
@@ -261,23 +328,57 @@ class Coordinator:
         order = self._order(name)
         changed = change(order.rollout)
         self._orders[name] = replace(order, rollout=changed)
+        self._diverting.setdefault(name, []).append(change)
         await self._fleet.set_rollout(name, changed)
         _log.warning("rollout changed", model=name, what=_last_event(changed))
         self.on_rollout(name)
+        return self._start(self._write_diverted(name, change))
+
+    async def _write_diverted(self, name: str, change: Change) -> Rollout:
         async with self._locks[name]:
+            self._diverting[name].remove(change)
             order = self._order(name)
             try:
-                written = await asyncio.to_thread(RolloutStore(order.directory).update, change)
+                if name in self._unwritten:
+                    await self._write_held(name)  # what holds has this change in it
+                    written = await asyncio.to_thread(read_rollout, order.directory)
+                else:
+                    written = await asyncio.to_thread(RolloutStore(order.directory).update, change)
             except InvalidRequest:
                 # A change that was under way meanwhile has made this one void; the file has its outcome.
                 written = await asyncio.to_thread(read_rollout, order.directory)
             except (Unavailable, ConfigurationError) as error:
                 _log.error("rollout holds until the next start only", model=name, reason=str(error))
+                self._unwritten.add(name)
                 written = order.rollout
-            await self._apply(replace(order, rollout=written))
+            await self._apply(replace(self._order(name), rollout=written))
         return written
 
     # -- one order ------------------------------------------------------------------------------
+
+    async def _rollout_in(self, name: str, directory: Path) -> Rollout:
+        """Return the rollout that a model's directory holds; the one in force, if that can't be told.
+
+        Without it, a version that nobody has rolled out would be the highest, and would answer.
+        """
+        try:
+            await self._write_held(name)
+            return await asyncio.to_thread(read_rollout, directory)
+        except (Unavailable, ConfigurationError) as error:
+            _log.error("rollout not read", model=name, reason=str(error))
+            return self._orders[name].rollout if name in self._orders else EMPTY
+
+    async def _write_held(self, name: str) -> None:
+        """Write down a rollout that holds and couldn't be written when it was made.
+
+        Raises:
+            Unavailable: it still can't.
+            ConfigurationError: the state file is there and can't be read.
+        """
+        if name in self._unwritten:
+            order = self._order(name)
+            await asyncio.to_thread(RolloutStore(order.directory).update, lambda before: order.rollout)
+            self._unwritten.discard(name)
 
     async def _apply(self, order: Order, must_be_whole: bool = False) -> None:
         """Carry an order out; the model's lock is held.
@@ -290,11 +391,38 @@ class Coordinator:
             # Committed all the same, with nothing accepted: so the index says why.
             unwanted = "not put in force, as another version was refused"
             refused = {version: failures.get(version, unwanted) for version in {*prepared.ready, *failures}}
-            self._orders.setdefault(order.name, order)
-            await self._fleet.commit(prepared.ticket, refused)
+            held = self._orders.setdefault(order.name, order)
+            await self._fleet.commit(prepared.ticket, held, refused)
             raise ModelLoadError(_told(order.name, failures))
-        self._orders[order.name] = order
-        await self._fleet.commit(prepared.ticket, {})
+        await self._commit(prepared, order)
+
+    async def _commit(self, prepared: Prepared, order: Order) -> None:
+        """Put an order in force that was prepared, with the versions that are ready."""
+        rollout = order.rollout
+        for change in self._diverting.get(order.name, ()):
+            with contextlib.suppress(InvalidRequest):  # void by now
+                rollout = change(rollout)
+        before = self._orders.get(order.name)
+        accepted = frozenset(prepared.ready)
+        if prepared.failures and before is not None and before.versions is not None:
+            accepted |= before.versions  # while one is refused, none that serves is withdrawn
+        order = self._orders[order.name] = replace(order, rollout=rollout, versions=accepted)
+        await self._fleet.commit(prepared.ticket, order, {})
+
+    async def _whole(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Do a change to its end, also if who asked for it goes away: half of one is nobody's wish."""
+        return await asyncio.shield(self._start(work))
+
+    def _start(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._working.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._working.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.debug("change refused", reason=str(error))
 
     def _order(self, name: str) -> Order:
         order = self._orders.get(name)
@@ -312,16 +440,27 @@ class Coordinator:
             )
         return directory
 
-    def _check_explicit(self, what: str) -> None:
-        if self._settings.mode != "explicit":
-            raise ControlDisabled(_DISABLED.format(what=f"{what} a model", modes="explicit"))
 
-    def _check_may_roll(self) -> None:
-        if self._settings.mode == "none":
-            raise ControlDisabled(_DISABLED.format(what="change a rollout", modes="poll or explicit"))
+_MODES: Final = {
+    "load a model": ("explicit",),
+    "unload a model": ("explicit",),
+    "change a rollout": ("explicit", "poll"),
+}
 
 
-_DISABLED: Final = "this server doesn't {what} by request; start it with --model-control-mode {modes}"
+def check_mode(mode: str, what: str) -> None:
+    """Raise ControlDisabled unless a server of this mode does ``what`` by request."""
+    if mode not in _MODES[what]:
+        raise ControlDisabled(
+            f"this server doesn't {what} by request; start it with --model-control-mode"
+            f" {' or '.join(_MODES[what])}"
+        )
+
+
+def _newly_asked(before: Rollout, after: Rollout) -> frozenset[int]:
+    """Return the versions that ``after`` names and ``before`` didn't, or that begin to answer."""
+    begin = {version for version, _ in after.arms} - {version for version, _ in before.arms}
+    return (after.needed - before.needed) | begin
 
 
 def _members(order: Order) -> list[str]:

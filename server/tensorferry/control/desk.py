@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 import socket
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
+
+import structlog
 
 from tensorferry.config import ServerConfig
 from tensorferry.control.access import Control, LocalControl, RemoteControl
@@ -25,6 +29,8 @@ from tensorferry.control.rollout_calls import RolloutCalls
 from tensorferry.engine import Engine
 
 __all__ = ["Command", "ControlDesk", "LocalDesk", "RemoteDesk"]
+
+_log = structlog.get_logger("tensorferry.control")
 
 
 class ControlDesk(Protocol):
@@ -48,7 +54,7 @@ class ControlDesk(Protocol):
 
 
 class Command:
-    """A coordinator with all that moves it: the poller, and the canaries. In the one process, or the parent."""
+    """A coordinator with all that moves it: poller and canaries. In the only process, or in the parent."""
 
     def __init__(self, config: ServerConfig, fleet: Fleet) -> None:
         self._config = config
@@ -59,11 +65,17 @@ class Command:
         self._poller = Poller(config.model_repository, self.coordinator)
         self._tasks: list[asyncio.Task[None]] = []
 
+    def first_orders(self) -> Sequence[Order]:
+        """Return what is served from the start; see ``Coordinator``."""
+        orders = self.coordinator.first_orders()
+        if self._config.model_control_mode == "poll":
+            self._poller.start()  # before the load: what is pushed meanwhile is new
+        return orders
+
     def start(self) -> None:
-        """Begin to poll, if that is the mode, and to look after canaries."""
+        """Begin to poll, if that is the mode, and to look after canaries: the first load is over."""
         self._run(self._tick())
         if self._config.model_control_mode == "poll":
-            self._poller.start()
             self._run(self._poller.run(self._config.repository_poll_secs))
 
     async def close(self) -> None:
@@ -76,9 +88,13 @@ class Command:
         await self.coordinator.close()
 
     async def _tick(self) -> None:
+        await self.coordinator.settle()
         while True:
             await asyncio.sleep(TICK_S)
-            self.canaries.tick()
+            try:
+                self.canaries.tick()
+            except Exception as error:  # the next tick may do better; without ticks no step ever ends
+                _log.error("canaries not looked at", exc_info=error)
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.append(asyncio.get_running_loop().create_task(work))
@@ -94,7 +110,7 @@ class LocalDesk:
 
     async def open(self) -> Sequence[Order]:
         """See ``ControlDesk``."""
-        return self._command.coordinator.first_orders()
+        return self._command.first_orders()
 
     def connect(self, engine: Engine, on_change: Callable[[], None]) -> Control:
         """See ``ControlDesk``."""
@@ -114,10 +130,12 @@ class LocalDesk:
 class RemoteDesk:
     """The coordinator is in the parent, at the other end of a socket pair."""
 
-    def __init__(self, end: socket.socket) -> None:
+    def __init__(self, end: socket.socket, mode: str) -> None:
         self._end = end
+        self._mode = mode
         self._fleet = LocalFleet()
-        self._channel = Channel(process_handlers(self._fleet))
+        self._closing = False
+        self._channel = Channel(process_handlers(self._fleet), self._ended)
         self._reporter: CountsReporter | None = None
 
     async def open(self) -> Sequence[Order]:
@@ -130,11 +148,17 @@ class RemoteDesk:
         """See ``ControlDesk``."""
         self._fleet.connect(engine, on_change)
         self._reporter = CountsReporter(engine, self._channel)
-        return RemoteControl(self._channel)
+        return RemoteControl(self._channel, self._mode)
 
     def start(self) -> None:
         """See ``ControlDesk``."""
 
     async def close(self) -> None:
         """See ``ControlDesk``."""
+        self._closing = True
         await self._channel.close()
+
+    def _ended(self) -> None:
+        """Stop serving: nobody would tell this process any more what to serve. The parent starts another."""
+        if not self._closing:
+            os.kill(os.getpid(), signal.SIGTERM)

@@ -48,8 +48,11 @@ class Fleet(Protocol):
         """Load what the order asks for, beside what serves."""
         ...
 
-    async def commit(self, ticket: int, rejected: Mapping[int, str]) -> None:
-        """Put it in force, but for ``rejected`` versions."""
+    async def commit(self, ticket: int, order: Order, rejected: Mapping[int, str]) -> None:
+        """Put it in force, but for ``rejected`` versions. ``order`` is what is served from then on.
+
+        Its rollout may be another than the one that was prepared: requests may have been diverted since.
+        """
         ...
 
     async def abandon(self, ticket: int) -> None:
@@ -113,9 +116,11 @@ class LocalFleet:
         self._prepared[ticket] = transition
         return Prepared(ticket, tuple(transition.ready), transition.failures)
 
-    async def commit(self, ticket: int, rejected: Mapping[int, str]) -> None:
+    async def commit(self, ticket: int, order: Order, rejected: Mapping[int, str]) -> None:
         """See ``Fleet``."""
-        self._engine.commit(self._prepared.pop(ticket), rejected)
+        transition = self._prepared.pop(ticket)
+        transition.rollout = order.rollout
+        self._engine.commit(transition, rejected)
         self._on_change()
 
     async def abandon(self, ticket: int) -> None:

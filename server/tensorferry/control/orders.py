@@ -27,13 +27,16 @@ class Order:
     """Serve the model called ``name`` from ``directory``.
 
     ``config`` is the text of a configuration (JSON) that stands in for the directory's own; None if
-    there is none. ``rollout`` is as the state file has it, or is to have it.
+    there is none. ``rollout`` is as the state file has it, or is to have it. ``versions`` are those that
+    were accepted when the directory was last looked at, beside which only those are served that the
+    rollout names; None: whatever the directory holds.
     """
 
     name: str
     directory: Path
     config: str | None = None
     rollout: Rollout = EMPTY
+    versions: frozenset[int] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the order as JSON has it."""
@@ -42,6 +45,7 @@ class Order:
             "directory": str(self.directory),
             "config": self.config,
             "rollout": messages.to_hex(self.rollout),
+            "versions": None if self.versions is None else sorted(self.versions),
         }
 
     @staticmethod
@@ -52,17 +56,18 @@ class Order:
             Path(values["directory"]),
             values["config"],
             messages.from_hex(values["rollout"]),
+            None if values["versions"] is None else frozenset(values["versions"]),
         )
 
 
 def read_order(order: Order) -> RepositoryModel:
     """Read what the order is about from the disk; what is wrong ends in the entry."""
     rollout = order.rollout
-    versions = rollout.versions
+    versions = rollout.needed
     if rollout.previous_stable and (order.directory / str(rollout.previous_stable)).is_dir():
         # Kept warm, so that a rollback takes effect on the next request.
         versions |= {rollout.previous_stable}
-    pinned = Pinned(versions, is_exclusive=bool(rollout.stable))
+    pinned = Pinned(versions, is_exclusive=bool(rollout.stable), accepted=order.versions)
     try:
         source = _override(order)
     except ModelConfigError as error:

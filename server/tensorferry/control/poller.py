@@ -49,7 +49,10 @@ class Poller:
         """Look again and again."""
         while True:
             await asyncio.sleep(every_s)
-            await self.poll()
+            try:
+                await self.poll()
+            except Exception as error:  # the next look may do better; nobody would notice that there is none
+                _log.error("repository not polled", exc_info=error)
 
     async def poll(self) -> None:
         """Look once, and take what has changed and stands still. Never raises: what fails is logged."""

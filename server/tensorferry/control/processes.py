@@ -7,8 +7,10 @@ A process that dies meanwhile doesn't hold up the others; when it starts again i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
@@ -18,7 +20,8 @@ from tensorferry.control.channel import Channel, Handler
 from tensorferry.control.fleet import LocalFleet, Prepared, VersionState
 from tensorferry.control.orders import Order
 from tensorferry.engine import Engine
-from tensorferry.errors import Unavailable
+from tensorferry.engine.rollouts import Comparison, comparison_of
+from tensorferry.errors import NotFound, TensorferryError, Unavailable
 from tensorferry.rollout import messages
 from tensorferry.rollout.counts import ArmCounts, merged
 from tensorferry.rollout.shadow_counts import ShadowCounts
@@ -34,13 +37,28 @@ _REPORT_EVERY_S: Final = 0.05
 _WORST_FIRST: Final = ("UNAVAILABLE", "LOADING", "UNLOADING", "READY")
 
 
+@dataclass(slots=True)
+class _Change:
+    """An order that is being carried out: who was asked to prepare it, and who has."""
+
+    order: Order
+    asked: set[int] = field(default_factory=set)
+    prepared: dict[int, Prepared] = field(default_factory=dict)
+
+    @property
+    def failures(self) -> dict[int, str]:
+        """Why versions can't be served, in whichever process."""
+        return {version: why for each in self.prepared.values() for version, why in each.failures.items()}
+
+
 class ProcessFleet:
     """The processes that have joined. Used on the parent's loop thread."""
 
     def __init__(self) -> None:
         self._members: dict[int, Channel] = {}
         self._tickets = itertools.count(1)
-        self._prepared: dict[int, dict[int, Prepared]] = {}
+        self._changes: dict[int, _Change] = {}
+        self._comparisons: dict[str, Comparison | None] = {}
         self._counts: dict[tuple[str, int], dict[int, ArmCounts]] = {}
         self._shadow_counts: dict[tuple[str, int], dict[int, ShadowCounts]] = {}
 
@@ -51,6 +69,9 @@ class ProcessFleet:
     def leave(self, number: int) -> None:
         """Forget a process, and what it has counted."""
         self._members.pop(number, None)
+        for change in self._changes.values():
+            change.asked.discard(number)
+            change.prepared.pop(number, None)  # a new process of that number has tickets of its own
         for key in [key for key in self._counts if key[1] == number]:
             del self._counts[key]
             del self._shadow_counts[key]
@@ -65,47 +86,73 @@ class ProcessFleet:
 
     async def prepare(self, order: Order) -> Prepared:
         """See ``Fleet``."""
-        answers = await self._all("prepare", order=order.to_json())
-        own = {
-            number: Prepared(
-                answer["ticket"],
-                tuple(answer["ready"]),
-                {int(version): why for version, why in answer["failures"].items()},
-            )
-            for number, answer in answers.items()
-        }
-        if not own:
-            raise Unavailable("no process of this server is running just now; try again")
-        failures = {version: why for each in own.values() for version, why in each.failures.items()}
-        ready = set.intersection(*(set(each.ready) for each in own.values()))
+        change = _Change(order)
         ticket = next(self._tickets)
-        self._prepared[ticket] = own
-        return Prepared(ticket, tuple(sorted(ready)), failures)
+        self._changes[ticket] = change
+        try:
+            await self._prepare(change)
+            if not change.prepared:
+                raise Unavailable("no process of this server is running just now; try again")
+        except BaseException:
+            await self.abandon(ticket)
+            raise
+        ready = set.intersection(*(set(each.ready) for each in change.prepared.values()))
+        return Prepared(ticket, tuple(sorted(ready)), change.failures)
 
-    async def commit(self, ticket: int, rejected: Mapping[int, str]) -> None:
+    async def commit(self, ticket: int, order: Order, rejected: Mapping[int, str]) -> None:
         """See ``Fleet``."""
-        own = self._prepared.pop(ticket)
-        failures = {version: why for each in own.values() for version, why in each.failures.items()}
-        failures |= rejected
+        change = self._changes[ticket]
+        failures = change.failures | dict(rejected)
+        try:
+            # Those that have joined meanwhile were given the orders from before. It is too late to ask
+            # them: what one of them can't load, it alone doesn't serve.
+            while self._members.keys() - change.asked:
+                await self._prepare_late(change)
+        finally:
+            del self._changes[ticket]
+        told = order.to_json()
         calls = [
             self._one(
                 number,
                 "commit",
                 ticket=each.ticket,
+                order=told,
                 rejected={str(version): why for version, why in failures.items() if version in each.ready},
             )
-            for number, each in own.items()
+            for number, each in change.prepared.items()
         ]
         await asyncio.gather(*calls)
+        self._note(order.name, order.rollout)
 
     async def abandon(self, ticket: int) -> None:
         """See ``Fleet``."""
-        own = self._prepared.pop(ticket)
+        own = self._changes.pop(ticket).prepared
         await asyncio.gather(*(self._one(n, "abandon", ticket=each.ticket) for n, each in own.items()))
+
+    async def _prepare(self, change: _Change) -> None:
+        """Prepare a change in the processes that haven't been asked for it."""
+        numbers = self._members.keys() - change.asked
+        change.asked |= numbers
+        await asyncio.gather(*(self._prepare_one(number, change) for number in numbers))
+
+    async def _prepare_late(self, change: _Change) -> None:
+        """Prepare a change where it hasn't been; what can't follow doesn't hold up those that can."""
+        try:
+            await self._prepare(change)
+        except TensorferryError as error:
+            _log.error("process doesn't follow", model=change.order.name, reason=str(error))
+
+    async def _prepare_one(self, number: int, change: _Change) -> None:
+        channel = self._members.get(number)
+        answer = await self._one(number, "prepare", order=change.order.to_json())
+        if answer is not _GONE and self._members.get(number) is channel:
+            failures = {int(version): why for version, why in answer["failures"].items()}
+            change.prepared[number] = Prepared(answer["ticket"], tuple(answer["ready"]), failures)
 
     async def set_rollout(self, name: str, rollout: Rollout) -> None:
         """See ``Fleet``."""
         await self._all("set_rollout", name=name, rollout=messages.to_hex(rollout))
+        self._note(name, rollout)
 
     async def unload(self, name: str) -> None:
         """See ``Fleet``."""
@@ -157,6 +204,18 @@ class ProcessFleet:
                 pairs.setdefault(int(version), []).extend((score, label) for score, label in own)
         return pairs
 
+    def _note(self, name: str, rollout: Rollout) -> None:
+        """Forget what was counted before where a comparison begins: the processes begin anew, too.
+
+        What they count from now on they tell; until then a canary would be judged by the one before.
+        """
+        comparison = comparison_of(rollout)
+        if comparison is not None and comparison != self._comparisons.get(name):
+            for key in [key for key in self._counts if key[0] == name]:
+                del self._counts[key]
+                del self._shadow_counts[key]
+        self._comparisons[name] = comparison
+
     async def _all(self, method: str, **arguments: object) -> dict[int, Any]:
         """Call every process; return the answers by process, without those of the dead."""
         numbers = list(self._members)
@@ -171,8 +230,9 @@ class ProcessFleet:
             return _GONE
         try:
             return await channel.call(method, **arguments)
-        except Unavailable as error:
-            _log.warning("process not reached", process=number, call=method, reason=str(error))
+        except TensorferryError as error:
+            # One process's trouble is not to leave the others with half of a change.
+            _log.error("process doesn't follow", process=number, call=method, reason=str(error))
             return _GONE
 
 
@@ -190,11 +250,18 @@ def process_handlers(fleet: LocalFleet) -> dict[str, Handler]:
             "failures": {str(version): why for version, why in prepared.failures.items()},
         }
 
-    async def commit(ticket: int, rejected: dict[str, str]) -> None:
-        await fleet.commit(ticket, {int(version): why for version, why in rejected.items()})
+    async def commit(ticket: int, order: dict[str, Any], rejected: dict[str, str]) -> None:
+        refused = {int(version): why for version, why in rejected.items()}
+        await fleet.commit(ticket, Order.from_json(order), refused)
 
     async def set_rollout(name: str, rollout: str) -> None:
-        await fleet.set_rollout(name, messages.from_hex(rollout))
+        # A process that has just joined may not have the model yet; the order that follows has it all.
+        with contextlib.suppress(NotFound):
+            await fleet.set_rollout(name, messages.from_hex(rollout))
+
+    async def unload_model(name: str) -> None:
+        with contextlib.suppress(NotFound):
+            await fleet.unload(name)
 
     async def states() -> dict[str, list[list[Any]]]:
         lines = await fleet.states()
@@ -213,7 +280,7 @@ def process_handlers(fleet: LocalFleet) -> dict[str, Handler]:
         "commit": commit,
         "abandon": fleet.abandon,
         "set_rollout": set_rollout,
-        "unload_model": fleet.unload,
+        "unload_model": unload_model,
         "states": states,
         "learn": learn,
         "pairs": pairs,

@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final
 
+from google.protobuf.message import DecodeError
+
 from tensorferry.control.coordinator import Coordinator
 from tensorferry.control.fleet import Fleet
 from tensorferry.errors import InvalidRequest
@@ -44,9 +46,13 @@ class RolloutCalls:
         """Answer the call of ``method`` with a serialised request of its type.
 
         Raises:
+            InvalidRequest: the bytes are no such request.
             TensorferryError: as the coordinator.
         """
-        request = METHODS[method].FromString(body)
+        try:
+            request = METHODS[method].FromString(body)
+        except DecodeError:
+            raise InvalidRequest(f"the request's {len(body)} bytes are not one of {method}") from None
         response = await self._handlers[method](request)
         return bytes(response.SerializeToString())
 

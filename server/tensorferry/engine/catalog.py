@@ -19,7 +19,7 @@ from tensorferry.engine.ensemble_members import MAX_DEPTH, members_first
 from tensorferry.engine.live import LiveModel, Means, ModelState
 from tensorferry.engine.live_ensemble import LiveEnsemble, live_model
 from tensorferry.engine.rollouts import Rollouts
-from tensorferry.engine.routing import Route, Routes, routes_of
+from tensorferry.engine.routing import Route, Routes, Splits, routes_of
 from tensorferry.engine.transition import Transition, wanted_specs
 from tensorferry.errors import Draining, InvalidRequest, ModelNotReady, NotFound
 from tensorferry.model import ModelSpec
@@ -53,6 +53,7 @@ class Catalog:
         self._retiring: dict[LiveModel, asyncio.Task[None]] = {}
         self._rollouts: dict[str, Rollout] = {}
         self._observers = Rollouts(clock)
+        self._splits = Splits()
         self._routes: Routes = {}
         # The same, and those of ensembles' steps: they go on while the server drains.
         self._inner_routes: Routes = {}
@@ -124,7 +125,7 @@ class Catalog:
         if transition.accepted(rejected) or not serves:
             self._entries[name] = transition.entry
         else:
-            _log.error("change refused", model=name, reasons=transition.failures | rejected)
+            _log.error("change refused", model=name, reasons=transition.failures | dict(rejected))
         self._versions[name] = dict(sorted(after.items()))
         self._rollouts[name] = transition.rollout
         self._update_routes()
@@ -200,7 +201,9 @@ class Catalog:
             return MappingProxyType(self._versions)
         merged = dict(self._versions)
         for name, transition in self._preparing.items():
-            merged[name] = transition.loaded | self._versions.get(name, {})
+            # One that is ready and not in force yet isn't ready to anybody who asks.
+            loading = {n: live for n, live in transition.loaded.items() if live.state is not ModelState.READY}
+            merged[name] = loading | self._versions.get(name, {})
         return merged
 
     @property
@@ -333,7 +336,7 @@ class Catalog:
     def _make_routes(self) -> Routes:
         routes: Routes = {}
         for name, versions in self._versions.items():
-            routes |= routes_of(name, versions, self.rollout(name))
+            routes |= routes_of(name, versions, self.rollout(name), self._splits)
         return routes
 
     def _resolve_member(self, name: str, version: str, key: bytes | None) -> LiveModel:
@@ -353,7 +356,8 @@ class Catalog:
         """
         if self._draining:
             raise Draining("the server is shutting down")
-        versions = self.models.get(name, {})
+        preparing = self._preparing.get(name)
+        versions = (preparing.loaded if preparing is not None else {}) | self._versions.get(name, {})
         error = self._entries[name].error if name in self._entries else None
         if name not in self._entries and not versions:
             self.entry(name)  # raises

@@ -51,7 +51,7 @@ class Engine(Catalog):
     def start_draining(self) -> None:
         """Refuse new requests from now on. What waits or runs is served."""
         self._draining = True
-        self._routes.clear()
+        self._routes = {}  # not cleared: ensembles' steps go on by the same table
         self.generation += 1
 
     async def wait_idle(self) -> None:

@@ -6,9 +6,10 @@ can still be made; they begin anew when the arms change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import structlog
 
@@ -24,17 +25,27 @@ from tensorferry.rollout.counts import ArmCounts, ArmRecorder
 from tensorferry.rollout.shadow_counts import ShadowCounts, ShadowRecorder
 from tensorferry.rollout.state import Rollout
 
-__all__ = ["Rollouts"]
+__all__ = ["Comparison", "Rollouts", "comparison_of"]
 
 _log = structlog.get_logger("tensorferry.engine")
 
 
+class Comparison(NamedTuple):
+    """What recorders compare: the versions that answer, ascending, and the one that shadows (0: none).
+
+    A canary is judged by what both have answered since it started, and not in a split before.
+    """
+
+    arms: tuple[int, ...]
+    shadow: int
+    is_canary: bool
+
+
 @dataclass(slots=True)
 class _Experiment:
-    """The recorders of one model, by version."""
+    """The recorders of one model, by version, and what they compare; None if it is over."""
 
-    versions: tuple[int, ...] = ()
-    is_on: bool = False
+    comparison: Comparison | None = None
     arms: dict[int, ArmRecorder] = field(default_factory=dict)
     shadows: dict[int, ShadowRecorder] = field(default_factory=dict)
 
@@ -50,21 +61,18 @@ class Rollouts:
     def apply(self, name: str, rollout: Rollout, versions: Mapping[int, LiveModel]) -> None:
         """Put observers before the versions that ``rollout`` is about, and take them from all others."""
         experiment = self._experiments.get(name)
-        arms = tuple(number for number in _compared(rollout) if number in versions)
-        shadow = rollout.shadow_version if rollout.shadow_version in versions else 0
-        is_on = len(arms) > 1 or bool(shadow)
+        comparison = comparison_of(rollout, versions)
         if experiment is None:
-            if not is_on:
+            if comparison is None:
                 return
             experiment = self._experiments[name] = _Experiment()
-        watched = tuple(sorted({*arms, shadow} - {0})) if is_on else ()
-        if is_on and (not experiment.is_on or watched != experiment.versions):
-            experiment.versions = watched
-            experiment.arms = {number: ArmRecorder() for number in arms}
+        shadow = comparison.shadow if comparison is not None else 0
+        if comparison is not None and comparison != experiment.comparison:
+            experiment.arms = {number: ArmRecorder() for number in comparison.arms}
             experiment.shadows = {shadow: ShadowRecorder()} if shadow else {}
-        experiment.is_on = is_on
+        experiment.comparison = comparison
         for number, live in versions.items():
-            if is_on and number in experiment.arms:
+            if comparison is not None and number in experiment.arms:
                 live.put_before(self._before(live, experiment, rollout, versions.get(shadow)))
             else:
                 live.put_before(None)
@@ -119,6 +127,17 @@ class Rollouts:
     def _progress(self, name: str) -> None:
         if self.on_progress is not None:
             self.on_progress(name)
+
+
+def comparison_of(rollout: Rollout, versions: Container[int] | None = None) -> Comparison | None:
+    """Return what a rollout compares among the versions that are there (None: all); None if nothing."""
+    arms = tuple(sorted(n for n in set(_compared(rollout)) if versions is None or n in versions))
+    shadow = rollout.shadow_version
+    if versions is not None and shadow not in versions:
+        shadow = 0
+    if len(arms) < 2 and not shadow:
+        return None
+    return Comparison(arms, shadow, rollout.running is not None)
 
 
 def _compared(rollout: Rollout) -> tuple[int, ...]:

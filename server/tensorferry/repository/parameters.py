@@ -156,31 +156,28 @@ def _torch_export_mode(spec: ModelSpec, text: str) -> ModelSpec:
     return replace(spec, torch_export_mode=cast("Literal['auto', 'graph', 'aoti']", text))
 
 
-# Switches of Triton's PyTorch backend for how TorchScript executes a model: the answers are the same either way.
-_JIT: Final = "how PyTorch's JIT executes models is set by this server"
+# Switches of Triton's PyTorch backend for how a model is executed: its answers mean the same either way.
 _NO_EFFECT: Final = "taken for Triton's sake, without effect"
+_CPU_ONLY: Final = f"{_NO_EFFECT}; `true` is refused for a model on a GPU, where it would have one"
 
 #: Name to parameter, for every parameter that is supported. ``ragged_max_length`` looks at the buckets.
 PARAMETERS: Final[Mapping[str, Parameter]] = {
-    "DISABLE_CUDNN": Parameter(
-        _gpu_switch,
-        "",
-        "`false`",
-        "taken for Triton's sake: `true` only for a model on the CPU, where it has no effect",
-    ),
-    "DISABLE_OPTIMIZED_EXECUTION": Parameter(_tuning_switch, "", "`false`", f"{_NO_EFFECT}: {_JIT}"),
-    "ENABLE_CACHE_CLEANING": Parameter(
-        _gpu_switch,
-        "",
-        "`false`",
-        "taken for Triton's sake: `true` only for a model on the CPU, where it has no effect",
-    ),
-    "ENABLE_JIT_EXECUTOR": Parameter(_tuning_switch, "", "`true`", f"{_NO_EFFECT}: {_JIT}"),
-    "ENABLE_JIT_PROFILING": Parameter(_tuning_switch, "", "`true`", f"{_NO_EFFECT}: {_JIT}"),
-    "ENABLE_NVFUSER": Parameter(_tuning_switch, "", "`false`", f"{_NO_EFFECT}: {_JIT}"),
-    "ENABLE_TENSOR_FUSER": Parameter(_tuning_switch, "", "`false`", f"{_NO_EFFECT}: {_JIT}"),
+    **{
+        name: Parameter(_gpu_switch, "", "`false`", _CPU_ONLY)
+        for name in ("DISABLE_CUDNN", "ENABLE_CACHE_CLEANING")
+    },
+    **{
+        name: Parameter(_tuning_switch, "", default, f"{_NO_EFFECT}: this server sets how the JIT executes")
+        for name, default in (
+            ("DISABLE_OPTIMIZED_EXECUTION", "`false`"),
+            ("ENABLE_JIT_EXECUTOR", "`true`"),
+            ("ENABLE_JIT_PROFILING", "`true`"),
+            ("ENABLE_NVFUSER", "`false`"),
+            ("ENABLE_TENSOR_FUSER", "`false`"),
+        )
+    },
     "ENABLE_WEIGHT_SHARING": Parameter(
-        _tuning_switch, "", "`false`", f"{_NO_EFFECT}: every worker stream has a copy of the model of its own"
+        _tuning_switch, "", "`false`", f"{_NO_EFFECT}: every worker stream has its own copy of the model"
     ),
     "INFERENCE_MODE": Parameter(
         _inference_mode, "", "`true`", "taken for Triton's sake: every model runs in inference mode"
@@ -248,8 +245,8 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
         _torch_export_mode,
         "",
         "`auto`",
-        "how an exported program (`model.pt2`) runs: `graph` as it is, `aoti` compiled by AOTInductor at every"
-        " load, in 5 to 30 s; `auto` is `graph`; a compiled package runs as what it is",
+        "how an exported program (`model.pt2`) runs: `graph` as it is, `aoti` compiled by AOTInductor at"
+        " every load, in 5 to 30 s; `auto` is `graph`; a compiled package runs as what it is",
     ),
 }
 

@@ -53,11 +53,13 @@ class Pinned:
     """Versions that are served whatever the version policy says; nothing else if ``is_exclusive``.
 
     A policy of ``all`` or ``specific`` versions is the owner's word and holds beside an exclusive pin;
-    ``latest``, which would take a version live that nobody has rolled out, doesn't.
+    ``latest``, which would take a version live that nobody has rolled out, doesn't. ``accepted`` stands
+    for what the policy says, where that has been looked at before: what came since isn't served.
     """
 
     versions: frozenset[int] = frozenset()
     is_exclusive: bool = False
+    accepted: frozenset[int] | None = None
 
 
 _NOTHING_PINNED: Final = Pinned()
@@ -138,6 +140,8 @@ def _wanted_versions(
     is_latest = config.version_policy.WhichOneof("policy_choice") == "latest"
     if pinned.is_exclusive and is_latest:
         return sorted(pinned.versions)
+    if pinned.accepted is not None:
+        return sorted(pinned.accepted | pinned.versions)
     return sorted({*_served_versions(source, config, available), *pinned.versions})
 
 

@@ -62,7 +62,8 @@ class Plan:
     """One form of request to one live model.
 
     With a ``route`` the plan is the first of ``arms``, one for each version that the requests of this
-    form are divided among; an arm that can't take them is the error that says so.
+    form are divided among; an arm that can't take them is the message that says so (no error, whose
+    traceback would keep a request alive).
     """
 
     __slots__ = (
@@ -95,7 +96,7 @@ class Plan:
         self.priority = priority
         self.sizes: list[int] = []
         self.route: Route | None = None
-        self.arms: dict[LiveModel, Plan | InvalidRequest] = {}
+        self.arms: dict[LiveModel, Plan | str] = {}
         spec = live.spec
         response = pb.ModelInferResponse(model_name=spec.name, model_version=str(spec.version))
         self._head = response.SerializeToString()
@@ -113,8 +114,8 @@ class Plan:
         if self.route is None:
             return self
         arm = self.arms[self.route.choose(key)]
-        if isinstance(arm, InvalidRequest):
-            raise arm.with_traceback(None)
+        if isinstance(arm, str):
+            raise InvalidRequest(arm)
         return arm
 
     def fits(self, parts: Sequence[Buffer]) -> bool:
@@ -233,18 +234,18 @@ class Planner:
 
     def _arm_of(
         self, message: pb.ModelInferRequest, live: LiveModel, tensors: Sequence[Tensor], form: Plan
-    ) -> Plan | InvalidRequest:
+    ) -> Plan | str:
         """Return a version's plan for the form, or why it doesn't take it: that is its affair alone."""
         if live is form.live:
             return form
         try:
             arm = self._plan_of(message, live, tensors)
         except InvalidRequest as error:
-            return error
+            return str(error)
         names = [tensor.name for tensor in form.bound.tensors]
         if [tensor.name for tensor in arm.bound.tensors] != names:
             what = (
                 f"version {live.spec.version} takes its inputs in another order than {form.live.spec.version}"
             )
-            return InvalidRequest(f"model {message.model_name!r}: {what}; use one configuration for both")
+            return f"model {message.model_name!r}: {what}; use one configuration for both"
         return arm

@@ -99,6 +99,13 @@ def test_environment_names_the_model_repository(root, monkeypatch):
     assert (root / "models" / "fraud" / "1").is_dir()
 
 
+def test_stable_is_said_to_answer_and_other_labels_to_wait_for_traffic(root, capsys):
+    assert push("--label", "stable") == 0
+    assert "it answers whoever names no version or label" in capsys.readouterr().out
+    assert push("--label", "canary") == 0
+    assert "callers reach it by the label canary" in capsys.readouterr().out
+
+
 def test_label_points_at_the_new_version(root, capsys):
     assert push("--label", "stable") == 0
     assert push("--label", "canary") == 0

@@ -28,7 +28,7 @@ def test_inference_mode_may_be_confirmed(spec, value):
             for value in ("0", "-1", "two", "1.5", "", "1025", "9" * 30, "٣")
         ),
         ("INFERENCE_MODE", "false", "the parameter INFERENCE_MODE is 'false'; it must be \"true\""),
-        ("ENABLE_JIT_PROFILING", "true", "Tensorferry doesn't know the parameter 'ENABLE_JIT_PROFILING'"),
+        ("EXECUTION_ENV_PATH", "env.tar", "Tensorferry doesn't know the parameter 'EXECUTION_ENV_PATH'"),
         ("intra_op_threads_count", "1", "Tensorferry doesn't know the parameter 'intra_op_threads_count';"
          " remove it; did you mean 'INTRA_OP_THREAD_COUNT'?"),
         ("", "1", "Tensorferry doesn't know the parameter ''"),
