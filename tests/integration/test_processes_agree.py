@@ -202,10 +202,11 @@ def test_a_process_that_is_killed_comes_back_with_the_same_models_and_rollouts(
             everywhere(live, "rolled"),
             everywhere(live, "rolled", key="card-1"),
             everywhere(live, "rolled", label="canary"),
+            everywhere(live, "refused"),
             everywhere(live, "kept"),
         ]
 
-    before, canary = found(), live.status("rolled")
+    before, rollout = found(), live.status("rolled")
     assert before[0] == {Answer(1, 2.0)}
     assert before[1] == {Answer(5, 8.0)}
     assert before[2] == {grpc.StatusCode.NOT_FOUND}
@@ -222,14 +223,22 @@ def test_a_process_that_is_killed_comes_back_with_the_same_models_and_rollouts(
         index = pb.RepositoryIndexRequest()
         lines = [each for stub in stubs for each in stub.RepositoryIndex(index).models]
         assert {(each.version, each.state) for each in lines if each.name == "guest"} == {("5", "READY")}
-    assert live.status("rolled") == canary
+    assert live.status("rolled") == rollout
+    # What was tried when it died may have killed it.
+    suspect = live.status("suspect").canary
+    assert suspect.state == rollout_pb2.Canary.ROLLED_BACK
+    assert "died" in suspect.reason
+    assert everywhere(live, "suspect") == {Answer(1, 2.0)}
     # And it takes part in what comes after.
     tensorferry("rollback", "rolled", "--server", live.address)
     assert everywhere(live, "rolled") == {Answer(1, 2.0)}
 
 
 def prepare_for_the_kill(live: LiveServer, scratch: Path) -> None:
-    """Load a model with a configuration, one with files; withdraw one; start a canary."""
+    """Load a model with a configuration, one with files; withdraw one, divide one, have a version refused.
+
+    And start a canary, of ``suspect``.
+    """
     for name in ("tuned", "withdrawn"):
         write_plus(live.root, name, 1)
         live.load(name)
@@ -248,7 +257,17 @@ def prepare_for_the_kill(live: LiveServer, scratch: Path) -> None:
     write_plus(live.root, "rolled", 1, 2)
     live.load("rolled")
     live.label("rolled", stable=1, canary=2)
-    live.start_canary("rolled", "canary", [0.5, 1.0], 10**6, max_score_shift=1.0, max_p99_ratio=1e3)
+    live.split("rolled", stable=1, canary=1)
+    write_plus(live.root, "refused", 1)
+    live.load("refused")
+    (live.root / "refused" / "2").mkdir()
+    (live.root / "refused" / "2" / "model.pt").write_bytes(b"PK\x03\x04 cut short")
+    with pytest.raises(grpc.RpcError, match="TorchScript"):
+        live.load("refused")
+    write_plus(live.root, "suspect", 1, 2)
+    live.load("suspect")
+    live.label("suspect", stable=1, canary=2)
+    live.start_canary("suspect", "canary", [0.5, 1.0], 10**6)
 
 
 def is_whole(live: LiveServer, before: list[int]) -> bool:

@@ -329,7 +329,14 @@ class Coordinator:
         changed = change(order.rollout)
         self._orders[name] = replace(order, rollout=changed)
         self._diverting.setdefault(name, []).append(change)
-        await self._fleet.set_rollout(name, changed)
+        try:
+            await self._fleet.set_rollout(name, changed)
+        except BaseException:
+            # Never in force: it mustn't be made of what is put in force later.
+            self._diverting[name].remove(change)
+            if self._orders.get(name, order).rollout is changed:
+                self._orders[name] = order
+            raise
         _log.warning("rollout changed", model=name, what=_last_event(changed))
         self.on_rollout(name)
         return self._start(self._write_diverted(name, change))
@@ -444,7 +451,7 @@ class Coordinator:
 _MODES: Final = {
     "load a model": ("explicit",),
     "unload a model": ("explicit",),
-    "change a rollout": ("explicit", "poll"),
+    "change a rollout": ("poll", "explicit"),
 }
 
 

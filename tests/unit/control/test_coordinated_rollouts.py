@@ -287,3 +287,27 @@ def test_the_version_before_may_be_deleted(tmp_path):
         assert await ask(server.engine) == 2
 
     with_versions(tmp_path, use, 1, 2)
+
+
+def test_a_diversion_that_could_not_be_made_is_not_made_up_for_later(tmp_path):
+    async def use(server):
+        await server.change(label(1), label(2))
+        server.engine.unload("m")  # behind the coordinator's back
+        assert isinstance(await outcome(server.coordinator.divert("m", back)), NotFound)
+        await server.coordinator.load("m")
+        assert server.coordinator.rollout("m") == stored(tmp_path) == server.engine.rollout("m")
+        assert await ask(server.engine) == stored(tmp_path).stable
+
+    with_versions(tmp_path, use, 1, 2)
+
+
+def test_a_change_of_the_rollout_takes_nothing_else_of_what_came_into_the_repository(tmp_path):
+    async def use(server):
+        await server.coordinator.settle()
+        write_version(tmp_path, 2)
+        await server.change(label(1, "old"))
+        assert sorted(server.versions) == [1]
+        await server.coordinator.load("m")
+        assert await ask(server.engine) == 2
+
+    with_versions(tmp_path, use, 1)

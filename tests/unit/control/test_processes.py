@@ -153,6 +153,22 @@ def test_a_process_that_joins_gets_the_orders(tmp_path):
     with_processes(tmp_path, use)
 
 
+def test_a_process_that_joins_later_serves_what_the_others_do(tmp_path):
+    write_version(tmp_path, 1)
+
+    async def use(parent):
+        await parent.coordinator.settle()
+        write_version(tmp_path, 2)  # and nobody has asked for it
+        await parent.add(2)
+        assert await answers(parent) == [1, 1, 1]
+        await parent.coordinator.load("m")
+        write_version(tmp_path, 3)
+        await parent.add(3)
+        assert await answers(parent) == [2, 2, 2, 2]
+
+    with_processes(tmp_path, use)
+
+
 @pytest.mark.parametrize("is_buried", [False, True])
 def test_a_process_that_is_gone_does_not_hold_up_the_others(tmp_path, is_buried):
     write_version(tmp_path, 1)
