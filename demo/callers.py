@@ -10,8 +10,8 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from ctypes import c_bool
 from dataclasses import dataclass, field
-from multiprocessing.synchronize import Event
 from typing import Final
 
 import grpc
@@ -104,11 +104,12 @@ def traffic(test: Transactions, rows: int, seed: int, *, made_up: bool) -> Trans
 
 
 async def keep_calling(
-    target: str, features: Features, in_flight: int, stop: Event, on_progress: Callable[[int], object]
+    target: str, features: Features, in_flight: int, stop: c_bool, on_progress: Callable[[int], object]
 ) -> Answers:
-    """Send each row of ``features``, float32 (rows, 30), and begin again, until ``stop`` is set.
+    """Send each row of ``features``, float32 (rows, 30), and begin again, until ``stop`` is true.
 
-    ``in_flight`` calls to ``target`` (``host:port``) are under way at any time.
+    ``in_flight`` calls to ``target`` (``host:port``) are under way at any time. ``stop`` lies in memory that
+    is shared with whoever sets it; without a lock, which a process that is killed would take with it.
     """
     requests = [infer_request(row, card(index)) for index, row in enumerate(features)]
     log = _Log()
@@ -122,7 +123,7 @@ async def keep_calling(
         )
 
         async def call_on() -> None:
-            while not stop.is_set() and log.failures.total() < MAX_FAILURES:
+            while not stop.value and log.failures.total() < MAX_FAILURES:
                 row = next(turns) % len(requests)
                 await _call(infer, requests[row], row, log)
                 on_progress(len(log.rows))

@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from ctypes import c_bool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -178,7 +179,7 @@ def _run(sent: Transactions, options: argparse.Namespace) -> Verdict:
 @contextmanager
 def _callers(target: str, sent: Transactions, in_flight: int) -> Iterator[Future[Answers]]:
     """Let callers send transactions while the block runs; the future has their answers afterwards."""
-    stop = multiprocessing.get_context("spawn").Event()
+    stop = multiprocessing.get_context("spawn").RawValue(c_bool, False)
     share = f"{FRAUD_SHARE:.0%}"
     print(
         f"\n# from now on callers score transactions, {in_flight} at a time; {share} are frauds", flush=True
@@ -189,7 +190,7 @@ def _callers(target: str, sent: Transactions, in_flight: int) -> Iterator[Future
         try:
             yield called
         finally:
-            stop.set()
+            stop.value = True
 
 
 def _run_command(line: str, codes: Sequence[int] = (0,)) -> Ended:

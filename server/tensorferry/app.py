@@ -102,9 +102,9 @@ async def running(config: ServerConfig, desk: ControlDesk | None = None) -> Asyn
         print(f"grpc listening on {address} ({transport.name}{_security(config)})", flush=True)
         print(f"http listening on {address_of(config.http_host, http_port)}", flush=True)
         await loading
+        await desk.start()
         await health.update()
         _freeze()
-        desk.start()
         yield Server(engine, transport.name, address, grpc_port, http_port)
     finally:
         await desk.close()

@@ -214,8 +214,7 @@ async def supervise(config: ServerConfig) -> None:
     routes = {"/healthz/live": front.live, "/healthz/ready": front.ready, "/metrics": front.metrics}
     runner, http_port = await listen(routes, config.host, config.http_port)
     _forward_signals(workers)
-    announcing = asyncio.create_task(_announce(config, port, http_port, workers))
-    announcing.add_done_callback(lambda task: None if task.cancelled() else command.start())
+    announcing = asyncio.create_task(_announce(config, port, http_port, workers, command))
     try:
         await _run_all(workers)
     finally:
@@ -258,8 +257,11 @@ async def _run_all(workers: list[_Worker]) -> None:
     await asyncio.gather(*running)
 
 
-async def _announce(config: ServerConfig, port: int, http_port: int, workers: list[_Worker]) -> None:
+async def _announce(
+    config: ServerConfig, port: int, http_port: int, workers: list[_Worker], command: Command
+) -> None:
     lines = await asyncio.gather(*(worker.announcement for worker in workers))
+    await command.start()
     transport = f"{workers[0].transport}, {config.processes} processes"
     print(f"grpc listening on {address_of(config.host, port)} ({transport})")
     print(f"http listening on {address_of(config.host, http_port)}")

@@ -203,3 +203,18 @@ def test_a_kill_between_a_canarys_steps_leaves_its_step_or_an_earlier_one(tmp_pa
         wait_until(has_ended, "the canary goes on to its end")
         assert live.status("stepping").canary.state == rollout_pb2.Canary.PROMOTED
         assert live.status("stepping").labels["stable"] == 2
+
+
+@pytest.mark.parametrize("flags", [EXPLICIT, POLLING], ids=["explicit", "poll"])
+def test_a_broken_newest_version_takes_nothing_down_at_the_next_start(tmp_path: Path, flags: tuple[str, ...]):
+    root = tmp_path / "models"
+    write_plus(root, "m", 1)
+    (root / "m" / "2").mkdir()
+    (root / "m" / "2" / "model.pt").write_bytes(b"PK\x03\x04 cut")
+    with started(root, tmp_path / "log", *flags) as live:
+        assert live.infer("m", 1.0) == Answer(1, 2.0)
+        states = live.index("m")
+        assert states[1][0] == "READY"
+        assert states[2][0] == "UNAVAILABLE"
+        assert "2/model.pt" in states[2][1]
+        assert live.stub.ServerReady(pb.ServerReadyRequest()).ready

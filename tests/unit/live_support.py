@@ -16,7 +16,8 @@ import numpy as np
 from tests.unit.support import run
 from torch import Tensor, nn
 
-from tensorferry.control.coordinator import Coordinator, Settings
+from tensorferry.control.book import Settings
+from tensorferry.control.coordinator import Coordinator
 from tensorferry.control.fleet import LocalFleet
 from tensorferry.control.orders import Order, read_order
 from tensorferry.engine import Engine

@@ -123,7 +123,7 @@ def test_faults_and_cycles_that_were_not_made_are_found(flat: Outcome):
 @pytest.mark.parametrize(
     ("held", "figure"),
     [
-        (replace(REST, threads=12), "threads.more"),
+        (replace(REST, threads=16), "threads.more"),
         (replace(REST, descriptors=25), "descriptors.more"),
         (replace(REST, processes=2), "processes.more"),
     ],

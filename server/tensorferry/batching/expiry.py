@@ -55,6 +55,14 @@ class Expiry:
             request.entry[2] = None
             request.entry = None
 
+    def close(self) -> None:
+        """Stop the timer: until a deadline that may be a day away it would keep all of this alive."""
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+        self._next_at = NEVER
+        self._heap.clear()
+
     def _arm(self, deadline: float) -> None:
         if self._handle is not None:
             self._handle.cancel()

@@ -11,8 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from tensorferry.control.book import check_mode
 from tensorferry.control.channel import Channel, Handler
-from tensorferry.control.coordinator import Coordinator, check_mode
+from tensorferry.control.coordinator import Coordinator
 from tensorferry.control.fleet import VersionState
 from tensorferry.control.rollout_calls import RolloutCalls
 from tensorferry.repository.overrides import write_files

@@ -10,23 +10,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import shutil
-from collections import defaultdict
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final
 
 import structlog
 
-from tensorferry.control.fleet import Fleet, Prepared, VersionState
+from tensorferry.control.book import Book, Change, Settings, check_mode, remove_given
+from tensorferry.control.fleet import VersionState
 from tensorferry.control.orders import Order, read_order, read_rollout
 from tensorferry.errors import (
     ConfigurationError,
-    ControlDisabled,
     InvalidRequest,
     ModelLoadError,
-    NotFound,
     Unavailable,
 )
 from tensorferry.repository import model_directories
@@ -43,38 +40,8 @@ _log = structlog.get_logger("tensorferry.control")
 ALL_MODELS: Final = "*"
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """Where the models are, and who may change what is served: ``none``, ``poll`` or ``explicit``."""
-
-    root: Path
-    mode: str = "none"
-    load_model: tuple[str, ...] = ()
-
-
-#: Makes a rollout of another, or raises InvalidRequest.
-Change = Callable[[Rollout], Rollout]
-
-_T = TypeVar("_T")
-
-
-class Coordinator:
+class Coordinator(Book):
     """What should be served, by model, and the way from one such state to the next."""
-
-    def __init__(self, settings: Settings, fleet: Fleet) -> None:
-        self._settings = settings
-        self._fleet = fleet
-        self._orders: dict[str, Order] = {}
-        self._temporary: dict[str, Path] = {}
-        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        # Models whose rollout is another than their state file's, which couldn't be written.
-        self._unwritten: set[str] = set()
-        # Changes that are in force and not yet written down, by model: a change that was under way
-        # before them must not undo them.
-        self._diverting: dict[str, list[Change]] = {}
-        self._working: set[asyncio.Task[Any]] = set()
-        #: Called with a model's name when its rollout has changed.
-        self.on_rollout: Callable[[str], None] = lambda name: None
 
     # -- the start ------------------------------------------------------------------------------
 
@@ -104,32 +71,42 @@ class Coordinator:
             directory = wanted.pop(0)
             if directory.name in self._orders:
                 continue
-            order = Order(directory.name, directory, None, _rollout_or_empty(directory))
-            self._orders[directory.name] = order
+            order = self._orders[directory.name] = _first_order(directory)
             wanted += [there[member] for member in _members(order) if member in there]
 
     async def settle(self) -> None:
-        """Note what the first load came to: what came into the repository since isn't part of the orders."""
+        """Note what the first load came to: what came into the repository since isn't part of the orders.
+
+        A model of which nothing could be loaded is served from an older version: a broken one that is
+        the newest when the server starts is to do no more harm than one that is pushed while it runs.
+        """
         states = await self._fleet.states()
         for name, order in list(self._orders.items()):
             ready = [line.version for line in states.get(name, ()) if line.state == "READY"]
-            if order.versions is None and ready and self._orders.get(name) is order:
+            if order.versions is not None or self._orders.get(name) is not order:
+                continue
+            if ready:
                 self._orders[name] = replace(order, versions=frozenset(ready))
+            elif not order.rollout.stable:
+                await self._fall_back(order)
 
-    @property
-    def is_changing(self) -> bool:
-        """Whether a change is under way, or one that is in force isn't written down yet."""
-        return bool(self._working)
-
-    @property
-    def mode(self) -> str:
-        """Who may change what is served; see ``Settings``."""
-        return self._settings.mode
-
-    @property
-    def orders(self) -> Sequence[Order]:
-        """What is served now: what a process that starts has to load."""
-        return list(self._orders.values())
+    async def _fall_back(self, order: Order) -> None:
+        """Serve the newest version below those that the policy of ``latest`` has tried in vain."""
+        async with self._locks[order.name]:
+            entry = await asyncio.to_thread(read_order, order)
+            tried = {*(spec.version for spec in entry.versions), *entry.faults}
+            if not tried or entry.config.version_policy.WhichOneof("policy_choice") != "latest":
+                return
+            for version in sorted((each for each in entry.available if each < min(tried)), reverse=True):
+                older = replace(order, versions=frozenset({version, *tried}))
+                prepared = await self._fleet.prepare(older)
+                if version in prepared.ready:
+                    _log.warning(
+                        "older version served, as the newest can't be", model=order.name, version=version
+                    )
+                    await self._commit(prepared, older)
+                    return
+                await self._fleet.abandon(prepared.ticket)
 
     # -- models ---------------------------------------------------------------------------------
 
@@ -170,7 +147,7 @@ class Coordinator:
         if ordered is not None and ordered in (given, before):
             self._temporary[name] = ordered
         for each in {given, before} - {ordered}:
-            await _remove(each)
+            await remove_given(each)
 
     async def _load_member(self, name: str) -> None:
         """Load a model that an ensemble needs. One that is an ensemble itself has to be loaded by name.
@@ -213,7 +190,7 @@ class Coordinator:
                 return
             self._unwritten.discard(name)
             await self._fleet.unload(name)
-            await _remove(self._temporary.pop(name, None))
+            await remove_given(self._temporary.pop(name, None))
             _log.info("model withdrawn", model=name)
 
     async def refresh(self, name: str, directory: Path) -> None:
@@ -232,24 +209,7 @@ class Coordinator:
         states |= {name: list(lines) for name, lines in (await self._fleet.states()).items()}
         return dict(sorted(states.items()))
 
-    async def close(self) -> None:
-        """Give up what is under way, and remove what load requests have brought."""
-        for task in self._working:
-            task.cancel()
-        await asyncio.gather(*self._working, return_exceptions=True)
-        for given in self._temporary.values():
-            await _remove(given)
-        self._temporary.clear()
-
     # -- rollouts -------------------------------------------------------------------------------
-
-    def rollout(self, name: str) -> Rollout:
-        """Return a model's rollout.
-
-        Raises:
-            NotFound: no such model is served.
-        """
-        return self._order(name).rollout
 
     async def ready_versions(self, name: str) -> list[int]:
         """Return the versions of a model that are ready, in every process."""
@@ -361,108 +321,6 @@ class Coordinator:
             await self._apply(replace(self._order(name), rollout=written))
         return written
 
-    # -- one order ------------------------------------------------------------------------------
-
-    async def _rollout_in(self, name: str, directory: Path) -> Rollout:
-        """Return the rollout that a model's directory holds; the one in force, if that can't be told.
-
-        Without it, a version that nobody has rolled out would be the highest, and would answer.
-        """
-        try:
-            await self._write_held(name)
-            return await asyncio.to_thread(read_rollout, directory)
-        except (Unavailable, ConfigurationError) as error:
-            _log.error("rollout not read", model=name, reason=str(error))
-            return self._orders[name].rollout if name in self._orders else EMPTY
-
-    async def _write_held(self, name: str) -> None:
-        """Write down a rollout that holds and couldn't be written when it was made.
-
-        Raises:
-            Unavailable: it still can't.
-            ConfigurationError: the state file is there and can't be read.
-        """
-        if name in self._unwritten:
-            order = self._order(name)
-            await asyncio.to_thread(RolloutStore(order.directory).update, lambda before: order.rollout)
-            self._unwritten.discard(name)
-
-    async def _apply(self, order: Order, must_be_whole: bool = False) -> None:
-        """Carry an order out; the model's lock is held.
-
-        With ``must_be_whole`` nothing changes unless all of its versions can be served.
-        """
-        prepared = await self._fleet.prepare(order)
-        failures = prepared.failures
-        if failures and must_be_whole:
-            # Committed all the same, with nothing accepted: so the index says why.
-            unwanted = "not put in force, as another version was refused"
-            refused = {version: failures.get(version, unwanted) for version in {*prepared.ready, *failures}}
-            held = self._orders.setdefault(order.name, order)
-            await self._fleet.commit(prepared.ticket, held, refused)
-            raise ModelLoadError(_told(order.name, failures))
-        await self._commit(prepared, order)
-
-    async def _commit(self, prepared: Prepared, order: Order) -> None:
-        """Put an order in force that was prepared, with the versions that are ready."""
-        rollout = order.rollout
-        for change in self._diverting.get(order.name, ()):
-            with contextlib.suppress(InvalidRequest):  # void by now
-                rollout = change(rollout)
-        before = self._orders.get(order.name)
-        accepted = frozenset(prepared.ready)
-        if prepared.failures and before is not None and before.versions is not None:
-            accepted |= before.versions  # while one is refused, none that serves is withdrawn
-        order = self._orders[order.name] = replace(order, rollout=rollout, versions=accepted)
-        await self._fleet.commit(prepared.ticket, order, {})
-
-    async def _whole(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Do a change to its end, also if who asked for it goes away: half of one is nobody's wish."""
-        return await asyncio.shield(self._start(work))
-
-    def _start(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._working.add(task)
-        task.add_done_callback(self._ended)
-        return task
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._working.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.debug("change refused", reason=str(error))
-
-    def _order(self, name: str) -> Order:
-        order = self._orders.get(name)
-        if order is None:
-            raise NotFound(f"no model {name!r} is served; there are {sorted(self._orders) or 'none'}")
-        return order
-
-    def _directory(self, name: str, must_exist: bool) -> Path:
-        if "/" in name or name.startswith(".") or not name or not name.isprintable():
-            raise InvalidRequest(f"{name!r} is not a model's name")
-        directory = self._settings.root / name
-        if must_exist and not directory.is_dir():
-            raise NotFound(
-                f"the repository {self._settings.root} has no model {name!r}; push it, or correct the name"
-            )
-        return directory
-
-
-_MODES: Final = {
-    "load a model": ("explicit",),
-    "unload a model": ("explicit",),
-    "change a rollout": ("poll", "explicit"),
-}
-
-
-def check_mode(mode: str, what: str) -> None:
-    """Raise ControlDisabled unless a server of this mode does ``what`` by request."""
-    if mode not in _MODES[what]:
-        raise ControlDisabled(
-            f"this server doesn't {what} by request; start it with --model-control-mode"
-            f" {' or '.join(_MODES[what])}"
-        )
-
 
 def _newly_asked(before: Rollout, after: Rollout) -> frozenset[int]:
     """Return the versions that ``after`` names and ``before`` didn't, or that begin to answer."""
@@ -485,27 +343,13 @@ async def _check_config(name: str, config: str | None, directory: Path) -> None:
             raise InvalidRequest(str(error)) from None
 
 
-def _told(name: str, failures: Mapping[int, str]) -> str:
-    told = "; ".join(
-        f"version {version}: {why}" if version else why for version, why in sorted(failures.items())
-    )
-    return f"model {name!r} was not loaded: {told}"
-
-
-def _rollout_or_empty(directory: Path) -> Rollout:
-    """Return a model's rollout; without one that can be read, nothing is known to be rolled out."""
+def _first_order(directory: Path) -> Order:
+    """Return a model's order. One whose state can't be read is refused: any version might be wrong."""
     try:
-        return read_rollout(directory)
+        return Order(directory.name, directory, None, read_rollout(directory))
     except ConfigurationError as error:
-        _log.error("rollout not read", model=directory.name, reason=str(error))
-        return EMPTY
+        return Order(directory.name, directory, fault=str(error))
 
 
 def _last_event(rollout: Rollout) -> str:
     return rollout.history[-1].what if rollout.history else ""
-
-
-async def _remove(given: Path | None) -> None:
-    """Remove a model's temporary directory, with the fresh one that ``write_files`` made it in."""
-    if given is not None:
-        await asyncio.to_thread(shutil.rmtree, given.parent, ignore_errors=True)

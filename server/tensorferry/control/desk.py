@@ -18,9 +18,10 @@ import structlog
 
 from tensorferry.config import ServerConfig
 from tensorferry.control.access import Control, LocalControl, RemoteControl
+from tensorferry.control.book import Settings
 from tensorferry.control.canaries import TICK_S, Canaries
 from tensorferry.control.channel import Channel
-from tensorferry.control.coordinator import Coordinator, Settings
+from tensorferry.control.coordinator import Coordinator
 from tensorferry.control.fleet import Fleet, LocalFleet
 from tensorferry.control.orders import Order
 from tensorferry.control.poller import Poller
@@ -44,7 +45,7 @@ class ControlDesk(Protocol):
         """Command ``engine`` from now on; ``on_change`` is called when what is served has changed."""
         ...
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """The first load is over."""
         ...
 
@@ -72,8 +73,12 @@ class Command:
             self._poller.start()  # before the load: what is pushed meanwhile is new
         return orders
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Begin to poll, if that is the mode, and to look after canaries: the first load is over."""
+        try:
+            await self.coordinator.settle()
+        except Exception as error:  # what is served is served
+            _log.error("first load not settled", exc_info=error)
         self._run(self._tick())
         if self._config.model_control_mode == "poll":
             self._run(self._poller.run(self._config.repository_poll_secs))
@@ -88,7 +93,6 @@ class Command:
         await self.coordinator.close()
 
     async def _tick(self) -> None:
-        await self.coordinator.settle()
         while True:
             await asyncio.sleep(TICK_S)
             try:
@@ -118,9 +122,9 @@ class LocalDesk:
         engine.observers.on_progress = self._command.canaries.progress
         return LocalControl(self._command.coordinator, self._command.calls)
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """See ``ControlDesk``."""
-        self._command.start()
+        await self._command.start()
 
     async def close(self) -> None:
         """See ``ControlDesk``."""
@@ -150,7 +154,7 @@ class RemoteDesk:
         self._reporter = CountsReporter(engine, self._channel)
         return RemoteControl(self._channel, self._mode)
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """See ``ControlDesk``."""
 
     async def close(self) -> None:

@@ -29,7 +29,7 @@ class Order:
     ``config`` is the text of a configuration (JSON) that stands in for the directory's own; None if
     there is none. ``rollout`` is as the state file has it, or is to have it. ``versions`` are those that
     were accepted when the directory was last looked at, beside which only those are served that the
-    rollout names; None: whatever the directory holds.
+    rollout names; None: whatever the directory holds. ``fault`` is why the model is not to be served.
     """
 
     name: str
@@ -37,6 +37,7 @@ class Order:
     config: str | None = None
     rollout: Rollout = EMPTY
     versions: frozenset[int] | None = None
+    fault: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the order as JSON has it."""
@@ -46,6 +47,7 @@ class Order:
             "config": self.config,
             "rollout": messages.to_hex(self.rollout),
             "versions": None if self.versions is None else sorted(self.versions),
+            "fault": self.fault,
         }
 
     @staticmethod
@@ -57,6 +59,7 @@ class Order:
             values["config"],
             messages.from_hex(values["rollout"]),
             None if values["versions"] is None else frozenset(values["versions"]),
+            values["fault"],
         )
 
 
@@ -69,6 +72,8 @@ def read_order(order: Order) -> RepositoryModel:
         versions |= {rollout.previous_stable}
     pinned = Pinned(versions, is_exclusive=bool(rollout.stable), accepted=order.versions)
     try:
+        if order.fault:
+            raise ModelConfigError(order.fault)
         source = _override(order)
     except ModelConfigError as error:
         entry = read_model(order.directory, pinned)

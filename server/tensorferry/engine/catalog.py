@@ -72,6 +72,8 @@ class Catalog:
         """Load every version of every entry, at the same time. A failure is that version's alone."""
         loading: list[LiveModel] = []
         for entry in entries:
+            if entry.name in self._entries:
+                continue  # a change has come before: this process has joined a server that runs
             rollout = self._rollouts[entry.name] = rollouts.get(entry.name, EMPTY)
             self._entries[entry.name] = entry
             self._required.add(entry.name)
@@ -306,7 +308,7 @@ class Catalog:
             if number in after:
                 after[number].reason = f"serves as before; its new content was refused: {live.reason}"
             else:
-                live.is_newcomer = bool(serving)
+                live.is_newcomer = bool(serving) or bool(transition.accepted(rejected))
                 after[number] = live
         return after
 

@@ -183,8 +183,7 @@ class InferenceService:
         try:
             self._engine.resolve(request.name, request.version)
         except (ModelNotReady, NotFound):
-            if request.name not in self._engine.models:
-                raise
+            # Of a model that nobody knows, too: who loads by request asks until it is true.
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=True)
 

@@ -36,7 +36,7 @@ class Process:
         self.control = self.desk.connect(self.engine, lambda: None)
         entries = [read_order(order) for order in orders]
         await self.engine.load_all(entries, {order.name: order.rollout for order in orders})
-        self.desk.start()
+        await self.desk.start()
 
     async def die(self) -> None:
         """Close this end, as the kernel does for a process that was killed."""

@@ -22,7 +22,14 @@ from tests.unit.live_support import (
     write_version,
 )
 
-from tensorferry.errors import ControlDisabled, InvalidRequest, ModelLoadError, NotFound, Unavailable
+from tensorferry.errors import (
+    ControlDisabled,
+    InvalidRequest,
+    ModelLoadError,
+    ModelNotReady,
+    NotFound,
+    Unavailable,
+)
 from tensorferry.rollout import changes
 from tensorferry.rollout.store import FILENAME, RolloutStore
 from tensorferry.testing.gate import write_gated
@@ -265,11 +272,15 @@ def test_a_canary_goes_on_though_its_steps_can_not_be_written(tmp_path):
     with_versions(tmp_path, use, 1, 2, policy=ALL)
 
 
-def test_a_state_file_that_is_none_serves_without_a_rollout(tmp_path):
+def test_a_model_whose_state_file_is_none_is_refused_until_it_is_mended(tmp_path):
     async def use(server):
-        assert await ask(server.engine) == 2
+        assert isinstance(await outcome(ask(server.engine)), ModelNotReady)
+        assert FILENAME in server.engine.fault("m")
         assert await outcome(server.change(label(1)))  # refused: the file is somebody's to mend
         assert (tmp_path / "m" / FILENAME).read_text() == "{"
+        (tmp_path / "m" / FILENAME).unlink()
+        await server.coordinator.load("m")
+        assert await ask(server.engine) == 2
 
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / FILENAME).write_text("{")

@@ -19,7 +19,8 @@ from tests.unit.live_support import (
     write_version,
 )
 
-from tensorferry.control.coordinator import Coordinator, Settings
+from tensorferry.control.book import Settings
+from tensorferry.control.coordinator import Coordinator
 from tensorferry.control.fleet import LocalFleet
 from tensorferry.errors import (
     ConfigurationError,

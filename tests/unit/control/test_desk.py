@@ -24,7 +24,7 @@ async def started(desk, on_change=lambda: None):
     engine = Engine(100, 2**30)
     control = desk.connect(engine, on_change)
     await engine.load_all([read_order(order) for order in orders])
-    desk.start()
+    await desk.start()
     return engine, control
 
 

@@ -41,7 +41,16 @@ def outcome(planner, body):
         return type(error), str(error)
     shapes = [(each.name, each.datatype, each.shape) for each in plan.bound.tensors]
     data = [bytes(part) for part in parts]
-    return plan.live.spec.name, plan.requested, plan.timeout_s, shapes, plan.bound.rows, identity, data, split_key
+    return (
+        plan.live.spec.name,
+        plan.requested,
+        plan.timeout_s,
+        shapes,
+        plan.bound.rows,
+        identity,
+        data,
+        split_key,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +74,7 @@ def engine(tmp_path_factory):
 names = st.sampled_from(["mlp", "two_inputs", "features", "a", "b", "nobody", "", "score"])
 values = st.builds(pb.InferParameter, int64_param=st.integers(-5, 5))
 values |= st.builds(pb.InferParameter, string_param=st.text(max_size=3))
-parameters = st.dictionaries(
-    st.sampled_from(["timeout", "other", "split_key", "label"]), values, max_size=3
-)
+parameters = st.dictionaries(st.sampled_from(["timeout", "other", "split_key", "label"]), values, max_size=3)
 inputs = st.builds(
     pb.ModelInferRequest.InferInputTensor,
     name=names,
