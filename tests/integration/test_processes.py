@@ -230,9 +230,19 @@ def refusal(transport: str, repository: Path, *flags: str) -> str:
     return ended.stderr
 
 
-def test_settings_that_the_processes_refuse_end_the_parent_too(transport: str, tmp_path: Path):
+def test_a_repository_that_is_none_ends_the_parent_before_it_starts_a_process(transport: str, tmp_path: Path):
     said = refusal(transport, tmp_path / "missing", "--grpc-port", "0")
     assert str(tmp_path / "missing") in said
+    assert "a server process" not in said
+
+
+def test_settings_that_the_processes_refuse_end_the_parent_too(
+    models: tuple[Path, Gate], transport: str, tmp_path: Path
+):
+    nowhere = str(tmp_path / "none.pem")
+    tls = ("--tls-certificate", nowhere, "--tls-key", nowhere)
+    said = refusal(transport, models[0], "--grpc-port", "0", *tls)
+    assert nowhere in said
     assert "a server process refused its settings" in said
 
 

@@ -191,11 +191,14 @@ def test_the_repository_index_lists_every_version_as_ready(client: triton.Infere
     assert ("versioned", "3") in index
 
 
-def test_load_and_unload_are_not_offered(client: triton.InferenceServerClient):
+def test_load_and_unload_are_refused_where_the_server_was_not_told_to_take_them(
+    client: triton.InferenceServerClient,
+):
     for call in (client.load_model, client.unload_model):
         with pytest.raises(InferenceServerException) as caught:
             call("mlp")
-        assert caught.value.status() == "StatusCode.UNIMPLEMENTED"
+        assert caught.value.status() == "StatusCode.FAILED_PRECONDITION"
+        assert "--model-control-mode explicit" in caught.value.message()
 
 
 def test_an_error_says_what_was_expected_and_what_came(client: triton.InferenceServerClient):

@@ -182,7 +182,7 @@ class Batcher:
             await self._idle_event.wait()
 
     def close(self) -> None:
-        """Stop its timers, and give its share of the server's bytes to the others. Nothing may be in flight."""
+        """Stop its timers, and give its share of the bytes to the others. Nothing may be in flight."""
         self._share.close()
         self._expiry.close()
         if self._hold_handle is not None:

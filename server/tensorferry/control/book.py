@@ -29,7 +29,7 @@ from tensorferry.errors import (
 from tensorferry.rollout.state import Rollout
 from tensorferry.rollout.store import RolloutStore
 
-__all__ = ["Book", "Change", "Settings", "check_mode"]
+__all__ = ["Book", "Change", "Settings", "check_mode", "remove_given"]
 
 _log = structlog.get_logger("tensorferry.control")
 
