@@ -297,7 +297,10 @@ class Coordinator(Book):
             if self._orders.get(name, order).rollout is changed:
                 self._orders[name] = order
             raise
-        _log.warning("rollout changed", model=name, what=_last_event(changed))
+        was_running, is_running = order.rollout.running, changed.running
+        is_back = was_running is not None and is_running is None and changed.stable == order.rollout.stable
+        log = _log.warning if is_back else _log.info
+        log("rollout changed", model=name, what=_last_event(changed))
         self.on_rollout(name)
         return self._start(self._write_diverted(name, change))
 
