@@ -269,9 +269,12 @@ def test_a_body_that_is_no_message_is_the_callers_fault_for_every_method(channel
 )
 def test_asking_about_an_unknown_model_or_a_wrong_version(stub, method: str, request_type):
     call = getattr(stub, method)
-    unknown = error_of(lambda: call(request_type(name="absent")))
-    assert unknown.code() is NOT_FOUND
-    assert "absent" in unknown.details()
+    if method == "ModelReady":
+        assert not call(request_type(name="absent")).ready
+    else:
+        unknown = error_of(lambda: call(request_type(name="absent")))
+        assert unknown.code() is NOT_FOUND
+        assert "absent" in unknown.details()
     wrong = error_of(lambda: call(request_type(name="mlp", version="one")))
     assert wrong.code() is INVALID
     assert "'one'" in wrong.details()
@@ -291,12 +294,6 @@ def test_an_unknown_method_is_unimplemented(channel: grpc.Channel, stub):
         error = error_of(lambda path=path: channel.unary_unary(path)(b""))
         assert error.code() is grpc.StatusCode.UNIMPLEMENTED, path
     good_request_is_answered(stub)
-
-
-def test_load_and_unload_are_unimplemented(stub: pb_grpc.GRPCInferenceServiceStub):
-    load = error_of(lambda: stub.RepositoryModelLoad(pb.RepositoryModelLoadRequest(model_name="mlp")))
-    unload = error_of(lambda: stub.RepositoryModelUnload(pb.RepositoryModelUnloadRequest(model_name="mlp")))
-    assert load.code() is unload.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 def test_a_message_larger_than_the_bound_is_refused(server: Served, stub: pb_grpc.GRPCInferenceServiceStub):

@@ -47,6 +47,7 @@ def test_reflection_lists_the_services(channel: grpc.Channel):
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
         SERVICE,
+        "tensorferry.ModelRollout",
     ]
 
 
