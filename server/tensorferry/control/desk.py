@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import structlog
 
@@ -32,6 +32,9 @@ from tensorferry.engine import Engine
 __all__ = ["Command", "ControlDesk", "LocalDesk", "RemoteDesk"]
 
 _log = structlog.get_logger("tensorferry.control")
+
+#: How long a process waits for its parent's signal once the parent's end of the channel is closed.
+_ORPHANED_S: Final = 1.0
 
 
 class ControlDesk(Protocol):
@@ -163,6 +166,13 @@ class RemoteDesk:
         await self._channel.close()
 
     def _ended(self) -> None:
-        """Stop serving: nobody would tell this process any more what to serve. The parent starts another."""
+        """See to it that this process ends: nobody would tell it any more what to serve.
+
+        A parent that dies sends a signal, too, and a second one would end the process without draining.
+        """
+        if not self._closing:
+            asyncio.get_running_loop().call_later(_ORPHANED_S, self._end_orphaned)
+
+    def _end_orphaned(self) -> None:
         if not self._closing:
             os.kill(os.getpid(), signal.SIGTERM)
