@@ -59,6 +59,8 @@ def test_the_report_has_every_figure_and_a_picture(
     assert text == capsys.readouterr().out
     written = json.loads((tmp_path / "churn.json").read_text())
     assert written["figures"] == figures_of(outcome, CYCLES)
-    assert None not in written["figures"].values()
+    # A tenth of so few cycles may have seen no call, or no guest of a kind.
+    missing = [name for name, value in written["figures"].items() if value is None]
+    assert all(name.endswith(("first_ms", "last_ms")) for name in missing), missing
     assert len(written["cycles"]) == CYCLES
     assert (tmp_path / "churn.png").read_bytes().startswith(b"\x89PNG")
