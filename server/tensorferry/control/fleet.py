@@ -75,6 +75,10 @@ class Fleet(Protocol):
         """Return what the rollout's arms have answered, of all processes together."""
         ...
 
+    async def refresh_counts(self, name: str) -> None:
+        """Bring ``counts`` and ``shadow_counts`` up to this moment."""
+        ...
+
     def shadow_counts(self, name: str) -> Mapping[int, ShadowCounts]:
         """Return how the shadows' scores differ, of all processes together."""
         ...
@@ -154,6 +158,9 @@ class LocalFleet:
     def counts(self, name: str) -> Mapping[int, ArmCounts]:
         """See ``Fleet``."""
         return self._engine.observers.counts(name)
+
+    async def refresh_counts(self, name: str) -> None:
+        """See ``Fleet``: they are the engine's own."""
 
     def shadow_counts(self, name: str) -> Mapping[int, ShadowCounts]:
         """See ``Fleet``."""

@@ -204,6 +204,11 @@ class ProcessFleet:
                 pairs.setdefault(int(version), []).extend((score, label) for score, label in own)
         return pairs
 
+    async def refresh_counts(self, name: str) -> None:
+        """See ``Fleet``. What the processes tell by themselves leaves out the latest few."""
+        for number, answer in (await self._all("counts_of", name=name)).items():
+            self.heard_counts(number, name, answer["arms"], answer["shadows"])
+
     def _note(self, name: str, rollout: Rollout) -> None:
         """Forget what was counted before where a comparison begins: the processes begin anew, too.
 
@@ -239,6 +244,14 @@ class ProcessFleet:
 _GONE: Final = object()
 
 
+def _counts_message(arms: Mapping[int, ArmCounts], shadows: Mapping[int, ShadowCounts]) -> dict[str, Any]:
+    """Return a model's counts as ``ProcessFleet.heard_counts`` takes them."""
+    return {
+        "arms": {str(version): own.to_json() for version, own in arms.items()},
+        "shadows": {str(version): own.to_json() for version, own in shadows.items()},
+    }
+
+
 def process_handlers(fleet: LocalFleet) -> dict[str, Handler]:
     """Return a process's handlers of what ``ProcessFleet`` calls."""
 
@@ -253,6 +266,9 @@ def process_handlers(fleet: LocalFleet) -> dict[str, Handler]:
     async def commit(ticket: int, order: dict[str, Any], rejected: dict[str, str]) -> None:
         refused = {int(version): why for version, why in rejected.items()}
         await fleet.commit(ticket, Order.from_json(order), refused)
+
+    async def counts_of(name: str) -> dict[str, Any]:
+        return _counts_message(fleet.counts(name), fleet.shadow_counts(name))
 
     async def set_rollout(name: str, rollout: str) -> None:
         # A process that has just joined may not have the model yet; the order that follows has it all.
@@ -281,6 +297,7 @@ def process_handlers(fleet: LocalFleet) -> dict[str, Handler]:
         "abandon": fleet.abandon,
         "set_rollout": set_rollout,
         "unload_model": unload_model,
+        "counts_of": counts_of,
         "states": states,
         "learn": learn,
         "pairs": pairs,
@@ -306,9 +323,5 @@ class CountsReporter:
     def _report(self, name: str) -> None:
         self._due.discard(name)
         observers = self._engine.observers
-        self._channel.tell(
-            "counts",
-            name=name,
-            arms={str(version): own.to_json() for version, own in observers.counts(name).items()},
-            shadows={str(version): own.to_json() for version, own in observers.shadow_counts(name).items()},
-        )
+        counts = _counts_message(observers.counts(name), observers.shadow_counts(name))
+        self._channel.tell("counts", name=name, **counts)

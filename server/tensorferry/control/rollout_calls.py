@@ -78,6 +78,7 @@ class RolloutCalls:
         shares: defaultdict[int, float] = defaultdict(float)
         for version, share in self._coordinator.rollout(name).arms:
             shares[version] += share  # two targets of a split may be one version
+        await self._fleet.refresh_counts(name)
         counts = self._fleet.counts(name)
         pairs = await self._fleet.pairs(name)
         bounds = score_bounds(list(counts.values()))
