@@ -81,6 +81,7 @@ async def running(config: ServerConfig, desk: ControlDesk | None = None) -> Asyn
         _cores(config.processes),
         config.response_cache_bytes,
         config.memory_reserve_bytes,
+        config.monitoring == "on",
     )
     health = HealthService(engine)
     control = desk.connect(engine, health.follow)

@@ -160,6 +160,25 @@ class ServerConfig:
     drain_timeout_s: float = _setting(
         30.0, "how long a stopping server waits for calls in flight", _at_least(0)
     )
+    monitoring: str = _setting(
+        "on",
+        "on, or off: without histograms and the live page; the counters stay",
+        _one_of("on", "off"),
+    )
+    trace_endpoint: str = _setting(
+        "", "OTLP/HTTP collector that traces are sent to, such as http://localhost:4318; empty: no traces"
+    )
+    trace_rate: int = _setting(
+        1000,
+        "one in so many calls is traced that carry no decision of their caller's; 0: only the caller's",
+        _at_least(0),
+    )
+    trace_max_per_s: float = _setting(
+        100.0, "most calls traced per second, whoever asks for it", _at_least(0)
+    )
+    log_max_lines_per_s: float = _setting(
+        20.0, "log lines of one kind, lastingly; what is left out is counted", _at_least(0.1)
+    )
     log_level: str = _setting(
         "info", "least severe log line to write", _one_of("debug", "info", "warning", "error")
     )

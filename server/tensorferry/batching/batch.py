@@ -17,6 +17,7 @@ from tensorferry.batching.padding import (
     padded_input,
 )
 from tensorferry.batching.pending import DONE, Pending
+from tensorferry.batching.record import IDLE, RETRY, BatchRecord
 from tensorferry.errors import ModelFailed
 from tensorferry.model import BatchInput, ModelSpec
 from tensorferry.tensors import Tensor
@@ -31,14 +32,23 @@ class Batch:
     ``length``, the bucket of the longest of them (0 where nothing is padded).
     """
 
-    __slots__ = ("length", "requests", "rows", "spec", "started_at")
+    __slots__ = ("hold_s", "length", "reason", "requests", "rows", "spec", "started_at")
 
-    def __init__(self, spec: ModelSpec, requests: list[Pending], started_at: float) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        requests: list[Pending],
+        started_at: float,
+        reason: str = IDLE,
+        hold_s: float = 0.0,
+    ) -> None:
         self.spec = spec
         self.requests = requests
         self.rows = sum([request.bound.rows for request in requests])
         self.length = 0 if spec.padding is None else longest_bucket(spec.padding, requests)
         self.started_at = started_at
+        self.reason = reason
+        self.hold_s = hold_s
 
     def inputs(self) -> list[BatchInput]:
         """The model's inputs for the whole batch, in the order of ``spec.model_inputs``.
@@ -102,31 +112,38 @@ class Batch:
                     f" its dimension {axis} must be {self.length}"
                 )
 
-    def deliver(self, outputs: Sequence[Tensor]) -> tuple[int, float]:
-        """Give each request that still wants it its rows of the checked ``outputs``.
+    def deliver(
+        self, outputs: Sequence[Tensor], record: BatchRecord | None = None
+    ) -> tuple[list[float], int]:
+        """Give each request that still wants it its rows of the checked ``outputs``, and the ``record``.
 
-        Returns how many those were, and the sum of the times that they waited, in seconds.
+        Returns how long each of those waited for the batch to leave, in seconds, and how many of them
+        get their answer after the instant by which they were to have it.
         """
-        answered = first_row = 0
-        waited_s = 0.0
+        first_row = late = 0
+        waits_s: list[float] = []
+        started_at = self.started_at
+        ended_at = 0.0 if record is None else record.ended_at
         batch_rows = self.rows if self.spec.has_batch_dimension else 0
         axes = cut_axes(self.spec) if self.length else None
         for request in self.requests:
             if request.state != DONE:
-                answered += 1
-                waited_s += self.started_at - request.enqueued_at
+                waits_s.append(started_at - request.enqueued_at)
+                if request.limit < ended_at:
+                    late += 1
+                request.record = record
                 if axes and request.bound.length != self.length:
                     own = cut_outputs(outputs, axes, request, first_row, batch_rows)
                     request.finish(own, 0, request.bound.rows if batch_rows else 0)
                 else:
                     request.finish(outputs, first_row, batch_rows)
             first_row += request.bound.rows
-        return answered, waited_s
+        return waits_s, late
 
     def halves(self) -> list[Batch]:
         """Split a batch of several requests in two, to find the one that the model can't take."""
         middle = len(self.requests) // 2
         return [
-            Batch(self.spec, part, self.started_at)
+            Batch(self.spec, part, self.started_at, RETRY)
             for part in (self.requests[:middle], self.requests[middle:])
         ]

@@ -35,6 +35,7 @@ from tensorferry.batching.ordering import InOrder
 from tensorferry.batching.pending import DONE, NEVER, RUNNING, WAITING, Pending
 from tensorferry.batching.policy import Limits, Run, Wait, cut, decide
 from tensorferry.batching.queue import Place, WaitingQueue
+from tensorferry.batching.record import DEADLINE, FULL, IDLE, RETRY
 from tensorferry.batching.statistics import BatcherStatistics, Counters, failure_reason
 from tensorferry.clock import Clock, Timer
 from tensorferry.errors import Cancelled, DeadlineExceeded, ModelFailed, TensorferryError
@@ -97,6 +98,7 @@ class Batcher:
         admission: Admission,
         max_queue_size: int,
         run_s: Mapping[int, float] | None = None,
+        has_histograms: bool = True,
     ) -> None:
         """``run_s`` maps rows to the seconds of a run, where warm-up has measured them."""
         self._spec = spec
@@ -122,7 +124,8 @@ class Batcher:
         self._gathered = 0
         self._gather_end = 0.0
         self._idle_event = asyncio.Event()
-        self._counters = Counters()
+        self._idle_since = 0.0
+        self._counters = Counters(has_histograms)
 
     def submit(self, request: Pending) -> None:
         """Queue a request; it leaves at the end of this loop tick at the earliest.
@@ -269,7 +272,7 @@ class Batcher:
         """Return the next part of a failed batch, less those whose time ran out meanwhile."""
         while self._again:
             batch = self._again.popleft()
-            batch = Batch(self._spec, self._still_wanted(batch.requests), batch.started_at)
+            batch = Batch(self._spec, self._still_wanted(batch.requests), batch.started_at, RETRY)
             if batch.requests:
                 return batch
         return None
@@ -277,14 +280,18 @@ class Batcher:
     def _next_batch(self) -> Batch | None:
         now = self._clock.now()
         while (departure := self._next_departure(now)) is not None:
+            place, rows, shared, reason = departure
             # Those at the head that are still in time; there may be none.
-            requests = self._still_wanted(self._queue.take(*departure))
+            requests = self._still_wanted(self._queue.take(place, rows, shared))
             if requests:
-                return Batch(self._spec, requests, now)
+                if reason is IDLE and self._queue.has_more(place):
+                    reason = FULL if rows >= self._limits.max_rows else DEADLINE
+                hold_s = now - max(requests[0].enqueued_at, self._idle_since)
+                return Batch(self._spec, requests, now, reason, hold_s)
         return None
 
-    def _next_departure(self, now: float) -> tuple[Place, int, int] | None:
-        """Return whose batch leaves now, with how many rows, and up to how many may be of lower levels.
+    def _next_departure(self, now: float) -> tuple[Place, int, int, str] | None:
+        """Return whose batch leaves now, with how many rows, up to how many may be of lower levels, and why.
 
         If none leaves now, see to it that this is asked again when one does.
         """
@@ -294,21 +301,21 @@ class Batcher:
             if place is None:
                 return None
             if place.head.limit == NEVER and not self._lowest:
-                return place, most, most
-            return self._sized(place, most, now)
+                return place, most, most, IDLE
+            return self._sized(place, most, now, IDLE)
         hold_end = NEVER
         turn = queue.turn(now)
         for place in chain([turn] if turn else [], queue.places()):
             view = queue.view(place, most)
             decision = decide(view, self._executor.idle, self._limits, now, self._forecast.expected)
             if isinstance(decision, Run):
-                return self._sized(place, decision.rows, now)
+                return self._sized(place, decision.rows, now, decision.reason)
             if isinstance(decision, Wait):
                 hold_end = min(hold_end, decision.until)
         self._hold_until(hold_end)
         return None
 
-    def _sized(self, place: Place, most: int, now: float) -> tuple[Place, int, int]:
+    def _sized(self, place: Place, most: int, now: float, reason: str) -> tuple[Place, int, int, str]:
         """Settle the size of a batch that leaves now, of at most ``most`` rows."""
         shared = most
         if self._lowest:
@@ -316,7 +323,7 @@ class Batcher:
             if place.level >= self._lowest:
                 most = shared
         rows = self._rows_in_time(place, most, now)
-        return place, rows, min(rows, shared)
+        return place, rows, min(rows, shared), reason
 
     def _rows_in_time(self, place: Place, most: int, now: float) -> int:
         """Cut a batch that leaves now to the rows that are in time for their limits.
@@ -389,6 +396,8 @@ class Batcher:
                 error = mismatch
         self._running -= len(batch.requests)
         now = self._clock.now()
+        if self._executor.idle == 1:
+            self._idle_since = now
         self._forecast.finished(batch, outcome.stream, now, error is None, self._queue.count)
         if error is not None and len(batch.requests) > 1:
             self._again.extend(batch.halves())
@@ -402,18 +411,18 @@ class Batcher:
             for request in batch.requests:
                 self._end(request, error, now)
         elif result is not None:
-            self._reply(batch, result, now)
+            self._reply(outcome, result, now)
         self._announce_idle()
 
-    def _reply(self, batch: Batch, result: RunResult, now: float) -> None:
-        compute_ns = (result.input_ns, result.infer_ns, result.output_ns)
-        self._counters.ran(batch.rows, *compute_ns)
+    def _reply(self, outcome: BatchOutcome, result: RunResult, now: float) -> None:
+        batch = outcome.batch
+        record = self._counters.ran(batch, result, now, outcome.stream)
         self._share.give(sum([request.byte_size for request in batch.requests]))
         first = batch.requests[0]
-        answered, queue_s = batch.deliver(result.outputs)
+        waits_s, late = batch.deliver(result.outputs, record)
         if self._gate.late_s:
             self._forecast.answered(self._clock.now() - first.enqueued_at > self._gate.late_s)
-        self._counters.answered(answered, queue_s, queue_s + answered * (now - batch.started_at), compute_ns)
+        self._counters.answered(waits_s, late, record)
 
     def _end(self, request: Pending, error: TensorferryError, now: float) -> None:
         """Give a request that holds admission its error, unless it has an outcome already."""

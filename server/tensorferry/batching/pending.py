@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
+from tensorferry.batching.record import BatchRecord
 from tensorferry.errors import TensorferryError
 from tensorferry.model import Bound
 from tensorferry.tensors import Buffer, Tensor, rows_of
@@ -38,6 +39,7 @@ class Pending:
     highest; 0: the model's default). ``on_done`` is called on the loop thread, exactly once, with
     this object; by then it has its outputs or its ``error``. It must not raise.
     ``split_key`` is what the caller is known by in a rollout: its key, else the request's id.
+    ``record`` is the batch that answered it; None before, after an error, and for an answer that was kept.
 
     The batcher's own: ``level`` (an index, 0 is the highest priority; of one that was
     delayed, the last), ``entry`` (its place in the expiry heap), ``due`` (an instant that
@@ -63,6 +65,7 @@ class Pending:
         "on_done",
         "parts",
         "priority",
+        "record",
         "split_key",
         "state",
         "timeout_s",
@@ -93,6 +96,7 @@ class Pending:
         self.batch_outputs: Sequence[Tensor] = ()
         self.first_row = 0
         self.batch_rows = 0
+        self.record: BatchRecord | None = None
         self.error: TensorferryError | None = None
 
     @property

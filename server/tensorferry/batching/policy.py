@@ -22,6 +22,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from tensorferry.batching.record import DEADLINE, FULL, HOLD, IDLE, PREFERRED
+
 __all__ = [
     "Cut",
     "Decision",
@@ -84,9 +86,10 @@ class QueueView:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Leave now, with at most this many rows."""
+    """Leave now, with at most this many rows; ``reason`` is one of ``record.DEPARTURES``."""
 
     rows: int
+    reason: str = IDLE
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +126,10 @@ def decide(
     if not queue.count or not idle_streams:
         return _REST
     if queue.is_full or not limits.max_queue_delay_s:
-        return Run(_preferred_cut(queue.rows, limits))
+        return Run(_preferred_cut(queue.rows, limits), FULL if queue.is_full else IDLE)
     if queue.rows in limits.preferred_rows:
-        return Run(queue.rows)
+        return Run(queue.rows, PREFERRED)
+    reason = HOLD
     leave_at = queue.oldest_enqueued_at + limits.max_queue_delay_s
     # A hold is there to gain company; one that outlasts a limit only loses a passenger.
     run_s = expected_s(queue.rows) if expected_s else 0.0
@@ -133,8 +137,9 @@ def decide(
         # Half of what is left goes to the run, for want of knowing how long it takes.
         latest = (queue.oldest_enqueued_at + queue.earliest_limit) / 2
         leave_at = min(leave_at, queue.earliest_limit - run_s if run_s else latest)
+        reason = DEADLINE
     if now >= leave_at:
-        return Run(_preferred_cut(queue.rows, limits))
+        return Run(_preferred_cut(queue.rows, limits), reason)
     return Wait(leave_at)
 
 

@@ -160,6 +160,13 @@ class WaitingQueue:
             self._passed += 1
         return taken
 
+    def has_more(self, place: Place) -> bool:
+        """Whether somebody waits in the lane that a batch was taken from."""
+        if not self.count:
+            return False
+        lane = self._lanes[place.level].get(place.key)
+        return lane is not None and lane.head() is not None
+
     def rows_before(self, level: int, due: float = NEVER) -> int:
         """Return the rows that leave before a new request of this level that is due then."""
         lanes = self._lanes[level].values()

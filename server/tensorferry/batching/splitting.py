@@ -101,6 +101,7 @@ class Splitter:
             self._fail(split, ModelFailed(f"model {self._name!r}: {error}"))
             return
         del self._splits[split.request]
+        split.request.record = piece.record  # of the last piece to be answered
         split.request.finish(outputs, 0, split.request.bound.rows)
 
     def _fail(self, split: _Split, error: TensorferryError) -> None:

@@ -8,9 +8,13 @@ Meanings follow Triton's statistics extension: request counts and durations add 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from tensorferry.batching.batch import Batch
+from tensorferry.batching.histogram import Histogram
+from tensorferry.batching.record import DEPARTURES, BatchRecord
 from tensorferry.errors import Cancelled, DeadlineExceeded, ModelFailed, Overloaded, TensorferryError
+from tensorferry.model import RunResult
 
 __all__ = [
     "FAILURE_REASONS",
@@ -18,6 +22,7 @@ __all__ = [
     "BatchSizeStatistics",
     "BatcherStatistics",
     "Counters",
+    "Histograms",
     "failure_reason",
 ]
 
@@ -51,9 +56,33 @@ class BatchSizeStatistics:
     compute_output_ns: int = 0
 
 
+class Histograms:
+    """Distributions: of requests' waits and response times, of batches' holds and runs."""
+
+    __slots__ = ("hold", "queue", "response", "run")
+
+    def __init__(self) -> None:
+        self.queue = Histogram()
+        self.hold = Histogram()
+        self.run = Histogram()
+        self.response = Histogram()
+
+    def copy(self) -> Histograms:
+        """Return the counts of this moment."""
+        other = Histograms()
+        other.queue, other.hold = self.queue.copy(), self.hold.copy()
+        other.run, other.response = self.run.copy(), self.response.copy()
+        return other
+
+
 @dataclass(frozen=True, slots=True)
 class BatcherStatistics:
-    """One moment's counts. ``waiting`` and ``running`` are requests now; the rest only grows."""
+    """One moment's counts. ``waiting`` and ``running`` are requests now; the rest only grows.
+
+    ``success_ns`` is the sum of the four parts: ``queue_ns``, until the batch left, and the three of
+    ``compute``, of which the last holds all that comes between the end of the run and the answer.
+    ``late_count`` is of answers that came after the request's deadline or the model's objective.
+    """
 
     waiting: int
     running: int
@@ -63,6 +92,8 @@ class BatcherStatistics:
     failure_ns: int
     failures: dict[str, int]
     refusals: dict[str, int]
+    departures: dict[str, int]
+    late_count: int
     queue_ns: int
     compute_input_ns: int
     compute_infer_ns: int
@@ -70,27 +101,35 @@ class BatcherStatistics:
     inference_count: int
     execution_count: int
     last_inference_ms: int
+    true_elements: int
+    padded_elements: int
     batch_sizes: dict[int, BatchSizeStatistics]
+    histograms: Histograms | None
 
 
-@dataclass(slots=True)
 class Counters:
     """The running counts of one batcher, written by it alone."""
 
-    success_count: int = 0
-    success_ns: int = 0
-    failure_count: int = 0
-    failure_ns: int = 0
-    failures: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FAILURE_REASONS, 0))
-    refusals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REFUSAL_REASONS, 0))
-    queue_ns: int = 0
-    compute_input_ns: int = 0
-    compute_infer_ns: int = 0
-    compute_output_ns: int = 0
-    inference_count: int = 0
-    execution_count: int = 0
-    last_inference_ms: int = 0
-    batch_sizes: dict[int, BatchSizeStatistics] = field(default_factory=dict)
+    def __init__(self, has_histograms: bool = True) -> None:
+        self.success_count = 0
+        self.success_ns = 0
+        self.failure_count = 0
+        self.failure_ns = 0
+        self.failures = dict.fromkeys(FAILURE_REASONS, 0)
+        self.refusals = dict.fromkeys(REFUSAL_REASONS, 0)
+        self.departures = dict.fromkeys(DEPARTURES, 0)
+        self.late_count = 0
+        self.queue_ns = 0
+        self.compute_input_ns = 0
+        self.compute_infer_ns = 0
+        self.compute_output_ns = 0
+        self.inference_count = 0
+        self.execution_count = 0
+        self.last_inference_ms = 0
+        self.true_elements = 0
+        self.padded_elements = 0
+        self.batch_sizes: dict[int, BatchSizeStatistics] = {}
+        self.histograms = Histograms() if has_histograms else None
 
     def failed(self, reason: str, age_s: float) -> None:
         """Count a request that ended without an answer, ``age_s`` after it came."""
@@ -102,8 +141,28 @@ class Counters:
         """Count why a request was refused, beside counting it as failed."""
         self.refusals[reason] += 1
 
-    def ran(self, rows: int, input_ns: int, infer_ns: int, output_ns: int) -> None:
-        """Count a batch that ran well."""
+    def ran(self, batch: Batch, result: RunResult, ended_at: float, stream: int = 0) -> BatchRecord:
+        """Count a batch that ran well, and return the record of it for its requests."""
+        record = BatchRecord(batch.rows, len(batch.requests), batch.reason, batch.hold_s, batch.started_at)
+        record.ended_at = ended_at
+        record.stream = stream
+        record.input_ns, record.infer_ns, record.output_ns = (
+            result.input_ns,
+            result.infer_ns,
+            result.output_ns,
+        )
+        self.departures[batch.reason] += 1
+        if batch.length:
+            self.true_elements += batch.true_elements
+            self.padded_elements += batch.padded_elements
+        self.executed(batch.rows, record)
+        if self.histograms is not None:
+            self.histograms.hold.add(batch.hold_s)
+            self.histograms.run.add(record.run_s)
+        return record
+
+    def executed(self, rows: int, record: BatchRecord | None = None) -> None:
+        """Count an execution of ``rows``."""
         self.inference_count += rows
         self.execution_count += 1
         self.last_inference_ms = time.time_ns() // 1_000_000
@@ -111,20 +170,37 @@ class Counters:
         if size is None:
             size = self.batch_sizes[rows] = BatchSizeStatistics()
         size.count += 1
-        size.compute_input_ns += input_ns
-        size.compute_infer_ns += infer_ns
-        size.compute_output_ns += output_ns
+        if record is not None:
+            size.compute_input_ns += record.input_ns
+            size.compute_infer_ns += record.infer_ns
+            size.compute_output_ns += record.output_ns
 
-    def answered(
-        self, requests: int, queue_s: float, total_s: float, compute_ns: tuple[int, int, int]
-    ) -> None:
-        """Count the answered requests of one batch; the times in seconds are sums over them."""
+    def answered(self, waits_s: list[float], late: int, record: BatchRecord) -> None:
+        """Count the answered requests of one batch by how long each waited, in seconds; sorts the list."""
+        requests = len(waits_s)
+        taken_s = record.ended_at - record.started_at
+        queue_ns = int(sum(waits_s) * 1e9)
+        compute_ns = max(int(taken_s * 1e9), record.input_ns + record.infer_ns + record.output_ns)
         self.success_count += requests
-        self.success_ns += int(total_s * 1e9)
-        self.queue_ns += int(queue_s * 1e9)
-        self.compute_input_ns += requests * compute_ns[0]
-        self.compute_infer_ns += requests * compute_ns[1]
-        self.compute_output_ns += requests * compute_ns[2]
+        self.late_count += late
+        self.success_ns += queue_ns + requests * compute_ns
+        self.queue_ns += queue_ns
+        self.compute_input_ns += requests * record.input_ns
+        self.compute_infer_ns += requests * record.infer_ns
+        # What is left of the time goes to the outputs: it is spent on the way back, above all.
+        self.compute_output_ns += requests * (compute_ns - record.input_ns - record.infer_ns)
+        if self.histograms is not None:
+            waits_s.sort()
+            self.histograms.queue.add_sorted(waits_s)
+            self.histograms.response.add_sorted(waits_s, taken_s)
+
+    def answered_alone(self, age_s: float, is_late: bool = False) -> None:
+        """Count a request that was answered ``age_s`` after it came, not by a batch of its own."""
+        self.success_count += 1
+        self.success_ns += int(age_s * 1e9)
+        self.late_count += is_late
+        if self.histograms is not None:
+            self.histograms.response.add(age_s)
 
     def snapshot(self, waiting: int, running: int) -> BatcherStatistics:
         """Freeze the counts."""
@@ -137,6 +213,8 @@ class Counters:
             failure_ns=self.failure_ns,
             failures=dict(self.failures),
             refusals=dict(self.refusals),
+            departures=dict(self.departures),
+            late_count=self.late_count,
             queue_ns=self.queue_ns,
             compute_input_ns=self.compute_input_ns,
             compute_infer_ns=self.compute_infer_ns,
@@ -144,10 +222,13 @@ class Counters:
             inference_count=self.inference_count,
             execution_count=self.execution_count,
             last_inference_ms=self.last_inference_ms,
+            true_elements=self.true_elements,
+            padded_elements=self.padded_elements,
             batch_sizes={
                 rows: BatchSizeStatistics(
                     size.count, size.compute_input_ns, size.compute_infer_ns, size.compute_output_ns
                 )
                 for rows, size in sorted(self.batch_sizes.items())
             },
+            histograms=None if self.histograms is None else self.histograms.copy(),
         )

@@ -25,7 +25,7 @@ from typing import Final
 from tensorferry.batching.batcher import Admission
 from tensorferry.batching.expiry import Expiry
 from tensorferry.batching.pending import DONE, NEVER, RUNNING, Intake, Pending
-from tensorferry.batching.statistics import BatcherStatistics, Counters, failure_reason
+from tensorferry.batching.statistics import BatcherStatistics, Counters, Histograms, failure_reason
 from tensorferry.clock import Clock
 from tensorferry.engine.response_cache import (
     Answer,
@@ -207,6 +207,7 @@ class CachedIntake:
             if request.state != DONE:  # else the callback of one before has cancelled it
                 answered += 1
                 self._succeed(request)
+                request.record = pending.record
                 request.finish(pending.batch_outputs, pending.first_row, pending.batch_rows)
         return answered
 
@@ -295,8 +296,8 @@ class CachedIntake:
             request.fail(error)
 
     def _succeed(self, request: Pending) -> None:
-        self._counters.success_count += 1
-        self._counters.success_ns += int((self._clock.now() - request.enqueued_at) * 1e9)
+        now = self._clock.now()
+        self._counters.answered_alone(now - request.enqueued_at, request.limit < now)
 
     # -- how things are -------------------------------------------------------------------------
 
@@ -315,6 +316,8 @@ class CachedIntake:
             inner,
             success_count=mine.success_count,
             success_ns=mine.success_ns,
+            late_count=mine.late_count,
+            histograms=_of_requests(inner.histograms, mine.histograms),
             failure_count=mine.failure_count,
             failure_ns=mine.failure_ns,
             failures=dict(mine.failures),
@@ -330,3 +333,10 @@ class CachedIntake:
     def __repr__(self) -> str:
         name = f"{self._spec.name}/{self._spec.version}"
         return f"<CachedIntake {name}: {len(self._members)} requests in {len(self._runs)} runs>"
+
+
+def _of_requests(inner: Histograms | None, mine: Histograms | None) -> Histograms | None:
+    """Return the inner intake's distributions, with the response times of requests instead of runs."""
+    if inner is not None and mine is not None:
+        inner.response = mine.response.copy()
+    return inner

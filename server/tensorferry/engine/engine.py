@@ -29,7 +29,7 @@ class Engine(Catalog):
     bound of its own; ``max_inflight_bytes`` the tensor bytes of all requests together. The models
     share ``cores``; 0 means all that this process may run on. ``response_cache_bytes`` bounds the answers
     that are kept for the models that want it; 0 keeps none. A load must leave
-    ``memory_reserve_bytes`` free.
+    ``memory_reserve_bytes`` free. Without ``has_histograms`` durations are summed up only.
     """
 
     def __init__(
@@ -39,11 +39,20 @@ class Engine(Catalog):
         cores: int = 0,
         response_cache_bytes: int = DEFAULT_RESPONSE_CACHE_BYTES,
         memory_reserve_bytes: int = 0,
+        has_histograms: bool = True,
     ) -> None:
         self._clock = LoopClock()
         self._admission = Admission(max_inflight_bytes)
         self._cache = ResponseCache(response_cache_bytes)
-        means = Means(self._clock, self._admission, max_queue_size, cores, self._cache, memory_reserve_bytes)
+        means = Means(
+            self._clock,
+            self._admission,
+            max_queue_size,
+            cores,
+            self._cache,
+            memory_reserve_bytes,
+            has_histograms,
+        )
         super().__init__(means, self._clock)
 
     # -- life -----------------------------------------------------------------------------------

@@ -159,8 +159,8 @@ class EnsembleIntake:
                 return
             outputs.append(Tensor(declared.name, tensor.datatype, tensor.shape, tensor.data))
         age_s = self._clock.now() - request.enqueued_at
-        self._counters.ran(request.bound.rows, 0, 0, 0)
-        self._counters.answered(1, 0.0, age_s, (0, 0, 0))
+        self._counters.executed(request.bound.rows)
+        self._counters.answered_alone(age_s, request.limit < request.enqueued_at + age_s)
         del self._chains[request]
         request.finish(outputs, 0, rows)
         self._announce_idle()

@@ -53,6 +53,7 @@ class Means:
     cores: int = 0
     cache: ResponseCache | None = None
     memory_reserve_bytes: int = 0
+    has_histograms: bool = True
     resolve: Resolve | None = None
 
 
@@ -98,7 +99,13 @@ class LiveModel:
         self.spec = pool.spec
         self._pool = pool
         self._batcher = Batcher(
-            pool.spec, pool, means.clock, means.admission, means.max_queue_size, pool.report.run_s
+            pool.spec,
+            pool,
+            means.clock,
+            means.admission,
+            means.max_queue_size,
+            pool.report.run_s,
+            means.has_histograms,
         )
         intake = _intake(pool.spec, self._batcher)
         if means.cache is not None and _is_cached(pool.spec, means.cache):

@@ -15,6 +15,7 @@ from tensorferry.batching.policy import (
     cut,
     decide,
 )
+from tensorferry.batching.record import DEADLINE, FULL, HOLD, IDLE, PREFERRED
 from tensorferry.batching.run_times import RunTimes
 
 HELD = Limits(max_rows=8, max_queue_delay_s=1.0)
@@ -37,22 +38,22 @@ def test_without_a_delay_whoever_is_there_leaves_at_once():
 
 
 def test_full_batch_leaves_at_once_in_spite_of_a_delay():
-    assert decide(view(rows=8, count=3, is_full=True), 1, HELD, 0.0) == Run(8)
+    assert decide(view(rows=8, count=3, is_full=True), 1, HELD, 0.0) == Run(8, FULL)
 
 
 def test_delay_is_counted_from_the_oldest_and_obeyed_to_the_instant():
     held = view(rows=2, count=2, oldest=3.0)
     assert decide(held, 1, HELD, 3.0) == Wait(4.0)
     assert decide(held, 1, HELD, 3.999999) == Wait(4.0)
-    assert decide(held, 1, HELD, 4.0) == Run(2)
-    assert decide(held, 1, HELD, 9.0) == Run(2)
+    assert decide(held, 1, HELD, 4.0) == Run(2, HOLD)
+    assert decide(held, 1, HELD, 9.0) == Run(2, HOLD)
 
 
 def test_limit_before_the_end_of_the_hold_ends_it_while_there_is_time_to_run():
     decision = decide(view(oldest=3.0, limit=3.5), 1, HELD, 3.0)
     assert isinstance(decision, Wait)
     assert 3.0 < decision.until < 3.5
-    assert decide(view(oldest=3.0, limit=3.5), 1, HELD, decision.until) == Run(1)
+    assert decide(view(oldest=3.0, limit=3.5), 1, HELD, decision.until) == Run(1, DEADLINE)
 
 
 def test_limit_after_the_end_of_the_hold_does_not_matter():
@@ -63,7 +64,7 @@ def test_limit_after_the_end_of_the_hold_does_not_matter():
 def test_hold_ends_so_that_the_run_is_over_at_the_limit():
     held = view(rows=4, count=4, oldest=3.0, limit=3.5)
     assert decide(held, 1, HELD, 3.0, lambda rows: rows * 0.0625) == Wait(3.25)
-    assert decide(held, 1, HELD, 3.25, lambda rows: rows * 0.0625) == Run(4)
+    assert decide(held, 1, HELD, 3.25, lambda rows: rows * 0.0625) == Run(4, DEADLINE)
 
 
 def test_hold_that_leaves_time_for_the_run_is_obeyed_to_its_end():
@@ -73,7 +74,7 @@ def test_hold_that_leaves_time_for_the_run_is_obeyed_to_its_end():
 
 
 def test_limit_that_the_run_alone_would_miss_holds_nothing():
-    assert decide(view(oldest=3.0, limit=3.5), 1, HELD, 3.0, lambda _: 0.75) == Run(1)
+    assert decide(view(oldest=3.0, limit=3.5), 1, HELD, 3.0, lambda _: 0.75) == Run(1, DEADLINE)
 
 
 def test_run_time_that_is_not_known_is_as_none_given():
@@ -84,15 +85,17 @@ def test_run_time_that_is_not_known_is_as_none_given():
 def test_held_batch_leaves_early_at_a_preferred_size_and_only_there():
     limits = Limits(8, 1.0, (4, 6))
     assert decide(view(rows=3, count=3), 1, limits, 0.0) == Wait(1.0)
-    assert decide(view(rows=4, count=3), 1, limits, 0.0) == Run(4)
+    assert decide(view(rows=4, count=3), 1, limits, 0.0) == Run(4, PREFERRED)
     assert decide(view(rows=5, count=3), 1, limits, 0.0) == Wait(1.0)
-    assert decide(view(rows=6, count=3), 1, limits, 0.0) == Run(6)
+    assert decide(view(rows=6, count=3), 1, limits, 0.0) == Run(6, PREFERRED)
 
 
 @pytest.mark.parametrize(("rows", "cut"), [(3, 3), (4, 4), (5, 4), (7, 6)])
 def test_batch_that_leaves_on_time_is_cut_to_the_largest_preferred_size(rows, cut):
-    assert decide(view(rows=rows, count=rows), 1, Limits(8, 1.0, (4, 6)), 1.0) == Run(cut)
-    assert decide(view(rows=rows, count=rows), 1, Limits(8, 0.0, (4, 6)), 0.0) == Run(cut)
+    assert decide(view(rows=rows, count=rows), 1, Limits(8, 1.0, (4, 6)), 1.0) == Run(
+        cut, PREFERRED if rows in (4, 6) else HOLD
+    )
+    assert decide(view(rows=rows, count=rows), 1, Limits(8, 0.0, (4, 6)), 0.0) == Run(cut, IDLE)
 
 
 INSTANTS = st.floats(0, 100, allow_nan=False)
@@ -136,7 +139,9 @@ def test_greedy_limits_mean_that_whatever_waits_leaves_at_once(count, rows, is_f
     limits = Limits(max_rows=9)
     oldest, limit, now = times
     assert limits.is_greedy
-    assert decide(QueueView(count, rows, is_full, oldest, limit), streams, limits, now) == Run(rows)
+    assert decide(QueueView(count, rows, is_full, oldest, limit), streams, limits, now) == Run(
+        rows, FULL if is_full else IDLE
+    )
 
 
 @pytest.mark.parametrize("limits", [Limits(9, max_queue_delay_s=1e-6), Limits(9, preferred_rows=(4,))])

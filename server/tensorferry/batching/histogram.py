@@ -1,0 +1,66 @@
+"""A histogram of durations that costs a batch little more than it would cost one request.
+
+The bounds are Renard's R10 series, ten to a decade (ISO 3), from 10 us to 10 s: each is about a quarter
+above the one before. They are constants, so that counts of several processes, and of two moments, add
+and subtract. A value counts in the first bucket whose bound it doesn't exceed, as in Prometheus.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from typing import Final
+
+__all__ = ["BOUNDS_S", "Histogram"]
+
+_RENARD: Final = (1.0, 1.25, 1.6, 2.0, 2.5, 3.15, 4.0, 5.0, 6.3, 8.0)
+
+#: Upper bounds in seconds. Written as decimals and parsed, so that 0.00025 is the float of that name.
+BOUNDS_S: Final = (*(float(f"{step}e{decade}") for decade in range(-5, 1) for step in _RENARD), 10.0)
+
+_LAST: Final = len(BOUNDS_S)
+
+
+class Histogram:
+    """Counts by bucket (one more than there are bounds: the last is open) and the sum in seconds."""
+
+    __slots__ = ("counts", "sum_s")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (_LAST + 1)
+        self.sum_s = 0.0
+
+    def add(self, value_s: float) -> None:
+        """Count one duration."""
+        self.counts[bisect_left(BOUNDS_S, value_s)] += 1
+        self.sum_s += value_s
+
+    def add_sorted(self, values_s: Sequence[float], shift_s: float = 0.0) -> None:
+        """Count durations in ascending order, each ``shift_s`` longer than it says.
+
+        A search for each bucket that is hit, not for each value: the waits of a batch of 64 lie in about
+        eight buckets, and cost 30 ns each so.
+        """
+        counts, index, end = self.counts, 0, len(values_s)
+        while index < end:
+            bucket = bisect_left(BOUNDS_S, values_s[index] + shift_s)
+            # At least one: the bound less the shift may round to less than the value.
+            after = end if bucket == _LAST else bisect_right(values_s, BOUNDS_S[bucket] - shift_s, index + 1)
+            counts[bucket] += after - index
+            index = after
+        self.sum_s += sum(values_s) + end * shift_s
+
+    def copy(self) -> Histogram:
+        """Return the counts of this moment."""
+        other = Histogram()
+        other.counts = list(self.counts)
+        other.sum_s = self.sum_s
+        return other
+
+    @property
+    def count(self) -> int:
+        """How many durations were counted."""
+        return sum(self.counts)
+
+    def __repr__(self) -> str:
+        return f"<Histogram {self.count} values, {self.sum_s:.6g} s>"
