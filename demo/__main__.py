@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ from rich.console import Console
 
 from demo.drive import Burst, burst, one_by_one
 from demo.evaluate import agreement, roc_auc
+from demo.options import leave_in_order, parser, positive
 from demo.outcome import Outcome
 from demo.process import OwnProcessError, in_own_process
 from demo.progress import Step, Steps
@@ -33,7 +33,7 @@ TRAINING_STEPS: Final = 400
 _BY_HAND: Final = """\
 Try it by hand, the server in one terminal and a client in another:
   {python} -m tensorferry serve --model-repository {repository}
-  curl localhost:8002/metrics
+  curl localhost:8002/metrics     (and in a browser, live: http://localhost:8002/)
   {python} -c '
 import numpy as np, tensorferry_client
 with tensorferry_client.Client("localhost:8001") as client:
@@ -54,49 +54,28 @@ class Trained:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demonstration; 0 if every call was answered and every score is the offline model's."""
-    options = _options(argv)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _leave)  # so that the server is stopped on the way out
+    given = _options(argv)
+    leave_in_order()
     console = Console()
     try:
         with Steps(console) as steps:
-            report = _run(options, steps)
+            report = _run(given, steps)
     except (TransactionFileError, ServerProcessError, OwnProcessError) as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("demo: interrupted", file=sys.stderr)
         return 130
-    _write_out(report, options.output, console)
+    _write_out(report, given.output, console)
     return 1 if report.problems else 0
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m demo",
-        description="Train a fraud model, serve it with Tensorferry, send transactions at it, and report.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--csv", type=Path, help="transactions to use (Time,V1..V28,Amount,Class)")
-    parser.add_argument("--rows", type=_positive, default=40_000, help="how many to make up without --csv")
-    parser.add_argument("--seed", type=int, default=7, help="of transactions, split and training")
-    parser.add_argument("--one-by-one", type=_positive, default=3_000, help="most to send one by one")
-    parser.add_argument("--seconds", type=_positive, default=8, help="least length of the burst")
-    parser.add_argument("--in-flight", type=_positive, default=64, help="concurrent calls of the burst")
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="directory for models, log and report")
-    return parser.parse_args(argv)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
-    return number
-
-
-def _leave(number: int, frame: object) -> None:
-    del frame
-    raise SystemExit(128 + number)
+    what = "Train a fraud model, serve it with Tensorferry, send transactions at it, and report."
+    made = parser("python -m demo", what, OUTPUT, in_flight=64)
+    made.add_argument("--one-by-one", type=positive, default=3_000, help="most to send one by one")
+    made.add_argument("--seconds", type=positive, default=8, help="least length of the burst")
+    return made.parse_args(argv)
 
 
 def _run(options: argparse.Namespace, steps: Steps) -> Report:
@@ -147,7 +126,7 @@ def _serve(trained: Trained, options: argparse.Namespace, steps: Steps) -> tuple
     with ExitStack() as running:
         with steps.step("Start the server") as step:
             running.enter_context(server)
-            step.detail = f"grpc on {server.grpc_address}, http on {server.http_address}"
+            step.detail = f"grpc on {server.grpc_address}; watch it live: http://{server.http_address}/"
         first = features[: options.one_by_one]
         with steps.step("Score one by one", len(first)) as step:
             stream = _drive(server, step, one_by_one, first)

@@ -13,7 +13,6 @@ import multiprocessing
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -30,6 +29,7 @@ import numpy as np
 from rich.console import Console
 
 from demo.callers import FRAUD_SHARE, Answers, card, keep_calling, traffic
+from demo.options import leave_in_order, parser, positive
 from demo.process import OwnProcessError, in_own_process
 from demo.progress import Steps
 from demo.train import CONFIG, save, scores_of, train
@@ -73,8 +73,7 @@ class Ended:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demonstration; 0 if the bad version was taken back by itself and no call failed."""
     options = _options(argv)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _leave)  # so that the server is stopped on the way out
+    leave_in_order()
     console = Console()
     try:
         sent = _prepare(options, console)
@@ -93,30 +92,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m demo.rollout",
-        description="Take a fraud model live, and see its bad successor be taken back by itself.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--csv", type=Path, help="transactions to use (Time,V1..V28,Amount,Class)")
-    parser.add_argument("--rows", type=_positive, default=40_000, help="how many to make up without --csv")
-    parser.add_argument("--seed", type=int, default=7, help="of transactions, split and training")
-    parser.add_argument("--training-steps", type=_positive, default=400, help="batches to train on")
-    parser.add_argument("--in-flight", type=_positive, default=32, help="concurrent calls")
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="directory for models and log")
-    return parser.parse_args(argv)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
-    return number
-
-
-def _leave(number: int, frame: object) -> None:
-    del frame
-    raise SystemExit(128 + number)
+    what = "Take a fraud model live, and see its bad successor be taken back by itself."
+    made = parser("python -m demo.rollout", what, OUTPUT, in_flight=32)
+    made.add_argument("--training-steps", type=positive, default=400, help="batches to train on")
+    return made.parse_args(argv)
 
 
 # -- before the commands ------------------------------------------------------------------------
