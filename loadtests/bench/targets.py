@@ -79,7 +79,7 @@ def targets(repository: Path, static: Path) -> dict[str, Target]:
 @contextlib.contextmanager
 def started(target: Target, cores: str) -> Iterator[Running]:
     """Start ``target`` on ``cores`` (as taskset takes them), wait until it listens, stop it at the end."""
-    port = _free_port()
+    port = free_port()
     command = [part.replace("{port}", str(port)) for part in target.command]
     with tempfile.TemporaryDirectory() as scratch, tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
@@ -122,7 +122,7 @@ def _connects(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with contextlib.closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
