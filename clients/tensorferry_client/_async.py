@@ -17,7 +17,13 @@ from tensorferry.wire import open_inference_pb2 as pb
 from tensorferry_client import _calls
 from tensorferry_client._codec import InferResult, Inputs, Parameter, with_routing
 from tensorferry_client._errors import Cancelled, DeadlineExceeded, Unavailable, error_of
-from tensorferry_client._options import ClientOptions, channel_arguments, credentials_of, options_of
+from tensorferry_client._options import (
+    ClientOptions,
+    channel_arguments,
+    credentials_of,
+    metadata_of,
+    options_of,
+)
 from tensorferry_client._retry import Attempts
 from tensorferry_client._stream import InferStream
 
@@ -106,7 +112,7 @@ class AsyncClient:
         """
         self._check_open()
         return InferStream(
-            lambda: self._stream_infer(timeout=timeout_s),
+            lambda: self._stream_infer(timeout=timeout_s, metadata=metadata_of(self._options)),
             model=model,
             version=version,
             max_outstanding=max_outstanding,
@@ -209,7 +215,10 @@ class AsyncClient:
             self._check_open()
             try:
                 response = await method(
-                    call.request, timeout=attempts.remaining_s(), wait_for_ready=wait_for_ready
+                    call.request,
+                    timeout=attempts.remaining_s(),
+                    metadata=metadata_of(self._options),
+                    wait_for_ready=wait_for_ready,
                 )
             except grpc.RpcError as problem:
                 pause_s = attempts.pause_s(error_of(problem))

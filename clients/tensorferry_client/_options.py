@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
@@ -12,7 +12,15 @@ import grpc
 
 from tensorferry_client._retry import RetryPolicy
 
-__all__ = ["ClientOptions", "ScorerTuning", "TlsOptions", "channel_arguments", "credentials_of", "options_of"]
+__all__ = [
+    "ClientOptions",
+    "ScorerTuning",
+    "TlsOptions",
+    "channel_arguments",
+    "credentials_of",
+    "metadata_of",
+    "options_of",
+]
 
 _MEBIBYTE = 1024 * 1024
 
@@ -54,6 +62,8 @@ class ClientOptions:
         keepalive_timeout_s: Seconds without an answer after which the connection is given up.
         keepalive_without_calls: Ping an idle connection too.
         channel_args: More of gRPC's channel arguments; they overrule those above.
+        metadata: Asked for each attempt of a call; the pairs that it returns go with it, such as the trace
+            context (``traceparent``) of what the caller does just then. It must be quick, and not raise.
     """
 
     target: str
@@ -68,6 +78,7 @@ class ClientOptions:
     keepalive_timeout_s: float = 10.0
     keepalive_without_calls: bool = False
     channel_args: tuple[tuple[str, int | str], ...] = ()
+    metadata: Callable[[], Sequence[tuple[str, str]]] | None = None
 
     def __post_init__(self) -> None:
         if not self.target:
@@ -122,6 +133,11 @@ class ScorerTuning:
 def options_of(options: ClientOptions | str) -> ClientOptions:
     """Return the options; a string is a target with everything else at its default."""
     return ClientOptions(target=options) if isinstance(options, str) else options
+
+
+def metadata_of(options: ClientOptions) -> Sequence[tuple[str, str]] | None:
+    """Return what goes with the next attempt; None for nothing."""
+    return None if options.metadata is None else options.metadata()
 
 
 def channel_arguments(options: ClientOptions) -> list[tuple[str, int | str]]:

@@ -15,7 +15,13 @@ from tensorferry.wire import open_inference_pb2 as pb
 from tensorferry_client import _calls
 from tensorferry_client._codec import InferResult, Inputs, Parameter, with_routing
 from tensorferry_client._errors import DeadlineExceeded, Unavailable, error_of
-from tensorferry_client._options import ClientOptions, channel_arguments, credentials_of, options_of
+from tensorferry_client._options import (
+    ClientOptions,
+    channel_arguments,
+    credentials_of,
+    metadata_of,
+    options_of,
+)
 from tensorferry_client._retry import Attempts
 
 __all__ = ["Client"]
@@ -171,7 +177,12 @@ class Client:
             if self._is_closed:
                 raise RuntimeError("the client is closed; make a new one")
             try:
-                response = method(call.request, timeout=attempts.remaining_s(), wait_for_ready=wait_for_ready)
+                response = method(
+                    call.request,
+                    timeout=attempts.remaining_s(),
+                    metadata=metadata_of(self._options),
+                    wait_for_ready=wait_for_ready,
+                )
             except grpc.RpcError as problem:
                 pause_s = attempts.pause_s(error_of(problem))
             else:

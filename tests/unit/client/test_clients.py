@@ -287,6 +287,31 @@ def test_the_deadline_travels_with_the_call(connect):
     assert remaining[2] is None or remaining[2] > 1e6
 
 
+def test_metadata_is_asked_for_and_sent_with_every_attempt(connect):
+    seen = []
+    parents = iter(["00-1", "00-2", "00-3"])
+
+    async def note(request, context):
+        seen.append(dict(context.invocation_metadata())["traceparent"])
+        return await (failing_first(1, grpc.StatusCode.UNAVAILABLE) if len(seen) == 1 else echo)(
+            request, context
+        )
+
+    async def scenario():
+        async with serving(ScriptedServer(note)) as target:
+            options = ClientOptions(
+                target=target,
+                retry=RetryPolicy(3, initial_backoff_s=0.1),
+                metadata=lambda: [("traceparent", next(parents))],
+            )
+            async with connect(options) as client:
+                await client.infer("m", ROW)
+                await client.infer("m", ROW)
+
+    run(scenario())
+    assert seen == ["00-1", "00-2", "00-3"]
+
+
 def test_a_call_that_outlasts_its_deadline_is_given_up(connect):
     async def scenario():
         never = asyncio.Event()
