@@ -35,20 +35,27 @@ class Histogram:
         self.counts[bisect_left(BOUNDS_S, value_s)] += 1
         self.sum_s += value_s
 
-    def add_sorted(self, values_s: Sequence[float], shift_s: float = 0.0) -> None:
-        """Count durations in ascending order, each ``shift_s`` longer than it says.
+    def add_sorted(self, values_s: Sequence[float], total_s: float, shift_s: float = 0.0) -> None:
+        """Count durations in ascending order, at least one, each ``shift_s`` longer than it says.
 
-        A search for each bucket that is hit, not for each value: the waits of a batch of 64 lie in about
-        eight buckets, and cost 30 ns each so.
+        ``total_s`` is their sum as they are. A search for each bucket that is hit, not for each value: the
+        waits of a batch of 64 lie in about eight buckets, and cost some 20 ns each so.
         """
-        counts, index, end = self.counts, 0, len(values_s)
-        while index < end:
-            bucket = bisect_left(BOUNDS_S, values_s[index] + shift_s)
-            # At least one: the bound less the shift may round to less than the value.
-            after = end if bucket == _LAST else bisect_right(values_s, BOUNDS_S[bucket] - shift_s, index + 1)
+        counts, bounds = self.counts, BOUNDS_S
+        index, end = 0, len(values_s)
+        self.sum_s += total_s + end * shift_s
+        bucket = bisect_left(bounds, values_s[0] + shift_s)
+        while bucket < _LAST:
+            after = bisect_right(values_s, bounds[bucket] - shift_s, index)
+            if after == index:  # an empty bucket: leap to the one of the next value
+                bucket = max(bucket + 1, bisect_left(bounds, values_s[index] + shift_s))
+                continue
             counts[bucket] += after - index
+            if after == end:
+                return
             index = after
-        self.sum_s += sum(values_s) + end * shift_s
+            bucket += 1
+        counts[_LAST] += end - index
 
     def copy(self) -> Histogram:
         """Return the counts of this moment."""

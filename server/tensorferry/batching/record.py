@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+from tensorferry.model import RunResult
+
+if TYPE_CHECKING:
+    from tensorferry.batching.batch import Batch
 
 __all__ = ["DEADLINE", "DEPARTURES", "FULL", "HOLD", "IDLE", "PREFERRED", "RETRY", "BatchRecord"]
 
@@ -28,41 +33,53 @@ class BatchRecord:
 
     ``rows`` and ``requests`` count those that left together, ``reason`` is one of DEPARTURES. ``hold_s``
     is how long the first of them waited while a stream was idle; ``started_at`` and ``ended_at`` are
-    instants of the engine's clock in seconds. The three durations are the run's own, in nanoseconds, and
-    ``stream`` its number. ``trace`` is for who traces: what several requests of a batch share.
+    instants of the engine's clock in seconds. ``result`` has the run's own durations, and ``stream`` its
+    number. ``trace`` is for who traces: what several requests of a batch share.
     """
 
     __slots__ = (
         "ended_at",
         "hold_s",
-        "infer_ns",
-        "input_ns",
-        "output_ns",
         "reason",
         "requests",
+        "result",
         "rows",
         "started_at",
         "stream",
         "trace",
     )
 
-    def __init__(self, rows: int, requests: int, reason: str, hold_s: float, started_at: float) -> None:
-        self.rows = rows
-        self.requests = requests
-        self.reason = reason
-        self.hold_s = hold_s
-        self.started_at = started_at
-        self.ended_at = started_at
-        self.input_ns = 0
-        self.infer_ns = 0
-        self.output_ns = 0
-        self.stream = 0
+    def __init__(self, batch: Batch, result: RunResult, ended_at: float, stream: int) -> None:
+        self.rows = batch.rows
+        self.requests = len(batch.requests)
+        self.reason = batch.reason
+        self.hold_s = batch.hold_s
+        self.started_at = batch.started_at
+        self.ended_at = ended_at
+        self.result = result
+        self.stream = stream
         self.trace: Any = None
 
     @property
+    def input_ns(self) -> int:
+        """How long the inputs took to form."""
+        return self.result.input_ns
+
+    @property
+    def infer_ns(self) -> int:
+        """How long the model ran."""
+        return self.result.infer_ns
+
+    @property
+    def output_ns(self) -> int:
+        """How long its outputs took."""
+        return self.result.output_ns
+
+    @property
     def run_s(self) -> float:
-        """Seconds of the run: forming inputs, the model, and its outputs."""
-        return (self.input_ns + self.infer_ns + self.output_ns) / 1e9
+        """Seconds of the three together."""
+        result = self.result
+        return (result.input_ns + result.infer_ns + result.output_ns) / 1e9
 
     def __repr__(self) -> str:
         return f"<BatchRecord {self.rows} rows of {self.requests} requests, {self.reason}>"

@@ -143,26 +143,18 @@ class Counters:
 
     def ran(self, batch: Batch, result: RunResult, ended_at: float, stream: int = 0) -> BatchRecord:
         """Count a batch that ran well, and return the record of it for its requests."""
-        record = BatchRecord(batch.rows, len(batch.requests), batch.reason, batch.hold_s, batch.started_at)
-        record.ended_at = ended_at
-        record.stream = stream
-        record.input_ns, record.infer_ns, record.output_ns = (
-            result.input_ns,
-            result.infer_ns,
-            result.output_ns,
-        )
         self.departures[batch.reason] += 1
         if batch.length:
             self.true_elements += batch.true_elements
             self.padded_elements += batch.padded_elements
-        self.executed(batch.rows, record)
+        self.executed(batch.rows, result)
         if self.histograms is not None:
             self.histograms.hold.add(batch.hold_s)
-            self.histograms.run.add(record.run_s)
-        return record
+            self.histograms.run.add((result.input_ns + result.infer_ns + result.output_ns) / 1e9)
+        return BatchRecord(batch, result, ended_at, stream)
 
-    def executed(self, rows: int, record: BatchRecord | None = None) -> None:
-        """Count an execution of ``rows``."""
+    def executed(self, rows: int, result: RunResult | None = None) -> None:
+        """Count an execution of ``rows``, and its durations where they are known."""
         self.inference_count += rows
         self.execution_count += 1
         self.last_inference_ms = time.time_ns() // 1_000_000
@@ -170,29 +162,37 @@ class Counters:
         if size is None:
             size = self.batch_sizes[rows] = BatchSizeStatistics()
         size.count += 1
-        if record is not None:
-            size.compute_input_ns += record.input_ns
-            size.compute_infer_ns += record.infer_ns
-            size.compute_output_ns += record.output_ns
+        if result is not None:
+            size.compute_input_ns += result.input_ns
+            size.compute_infer_ns += result.infer_ns
+            size.compute_output_ns += result.output_ns
 
     def answered(self, waits_s: list[float], late: int, record: BatchRecord) -> None:
         """Count the answered requests of one batch by how long each waited, in seconds; sorts the list."""
         requests = len(waits_s)
+        result = record.result
+        input_ns, infer_ns = result.input_ns, result.infer_ns
         taken_s = record.ended_at - record.started_at
-        queue_ns = int(sum(waits_s) * 1e9)
-        compute_ns = max(int(taken_s * 1e9), record.input_ns + record.infer_ns + record.output_ns)
+        compute_ns = max(int(taken_s * 1e9), input_ns + infer_ns + result.output_ns)
+        waited_s = waits_s[0] if requests == 1 else sum(waits_s)
+        queue_ns = int(waited_s * 1e9)
         self.success_count += requests
         self.late_count += late
         self.success_ns += queue_ns + requests * compute_ns
         self.queue_ns += queue_ns
-        self.compute_input_ns += requests * record.input_ns
-        self.compute_infer_ns += requests * record.infer_ns
+        self.compute_input_ns += requests * input_ns
+        self.compute_infer_ns += requests * infer_ns
         # What is left of the time goes to the outputs: it is spent on the way back, above all.
-        self.compute_output_ns += requests * (compute_ns - record.input_ns - record.infer_ns)
-        if self.histograms is not None:
+        self.compute_output_ns += requests * (compute_ns - input_ns - infer_ns)
+        if self.histograms is None or not requests:
+            return
+        if requests == 1:
+            self.histograms.queue.add(waited_s)
+            self.histograms.response.add(waited_s + taken_s)
+        else:
             waits_s.sort()
-            self.histograms.queue.add_sorted(waits_s)
-            self.histograms.response.add_sorted(waits_s, taken_s)
+            self.histograms.queue.add_sorted(waits_s, waited_s)
+            self.histograms.response.add_sorted(waits_s, waited_s, taken_s)
 
     def answered_alone(self, age_s: float, is_late: bool = False) -> None:
         """Count a request that was answered ``age_s`` after it came, not by a batch of its own."""

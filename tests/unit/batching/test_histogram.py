@@ -39,19 +39,19 @@ def test_a_value_counts_where_it_does_not_exceed_the_bound(value, bucket):
     assert histogram.sum_s == value
 
 
-@given(st.lists(SECONDS | NEAR_BOUNDS, max_size=80))
+@given(st.lists(SECONDS | NEAR_BOUNDS, min_size=1, max_size=80))
 def test_sorted_values_count_as_one_by_one(values):
     many = Histogram()
-    many.add_sorted(sorted(values))
+    many.add_sorted(sorted(values), sum(values))
     single = one_by_one(values)
     assert many.counts == single.counts
     assert many.sum_s == pytest.approx(single.sum_s)
 
 
-@given(st.lists(SECONDS | NEAR_BOUNDS, max_size=80), SECONDS | NEAR_BOUNDS)
+@given(st.lists(SECONDS | NEAR_BOUNDS, min_size=1, max_size=80), SECONDS | NEAR_BOUNDS)
 def test_shifted_values_all_count_in_their_bucket_or_one_that_rounding_makes_it(values, shift):
     histogram = Histogram()
-    histogram.add_sorted(sorted(values), shift)
+    histogram.add_sorted(sorted(values), sum(values), shift)
     assert histogram.count == len(values)
     exact = [0] * len(histogram.counts)
     for value in values:
