@@ -4,7 +4,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help setup demo demo-rollout test lint types docs protos protos-check serve load bench bench-batching fuzz asan soak churn wheel check clean
+.PHONY: help setup demo demo-rollout test lint types docs protos protos-check serve load bench bench-batching fuzz asan soak churn screenshots wheel check clean
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -34,8 +34,9 @@ types: $(INSTALLED) ## check types
 protos: $(INSTALLED) ## generate the wire code from protos/
 	$(PYTHON) tools/protos.py
 
-docs: $(INSTALLED) ## write docs/configuration.md and docs/errors.md from the code
+docs: $(INSTALLED) ## write docs/configuration.md, docs/errors.md and the dashboard from what they are made of
 	$(PYTHON) -m tools.config_docs
+	$(PYTHON) -m tools.dashboard
 
 protos-check: $(INSTALLED) ## prove that the wire code is fresh, and loads under protobuf 6 and 7
 	$(PYTHON) tools/protos_check.py
@@ -64,6 +65,9 @@ soak: $(INSTALLED) ## many calls, good and bad: memory must stay flat (SOAK_CALL
 
 churn: $(INSTALLED) ## load, swap and unload models under calls: nothing fails or grows (CYCLES=1000)
 	$(PYTHON) -m loadtests.churn --cycles $(or $(CYCLES),1000)
+
+screenshots: $(INSTALLED) ## take the pictures of the live page in docs/images (needs Chromium)
+	$(PYTHON) -m tools.screenshot
 
 wheel: $(INSTALLED) ## build a wheel that carries libnghttp2, and try it in a fresh environment
 	bash tools/wheel.sh $(PYTHON) dist

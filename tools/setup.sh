@@ -30,6 +30,41 @@ if [ ${#missing[@]} -gt 0 ]; then
     fi
 fi
 
+# What tests need besides: Prometheus, and a browser for the live page. Nothing here may end the set-up.
+for_tests=()
+command -v promtool >/dev/null && command -v prometheus >/dev/null || for_tests+=(prometheus)
+command -v chromium >/dev/null || for_tests+=(chromium)
+command -v chromedriver >/dev/null || for_tests+=(chromium-driver)
+[ -d /usr/share/fonts/truetype/dejavu ] || for_tests+=(fonts-dejavu-core)
+
+# Debian's package starts its server and would at every boot; no test wants that one.
+install_for_tests() {
+    local policy=/usr/sbin/policy-rc.d ours=
+    if [ ! -e "$policy" ]; then
+        ours=yes
+        trap "rm -f $policy" EXIT
+        printf '#!/bin/sh\nexit 101\n' >"$policy"
+        chmod +x "$policy"
+    fi
+    apt-get update -qq >/dev/null &&
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+    local status=$?
+    [ -z "$ours" ] || rm -f "$policy"
+    if [[ " $* " == *" prometheus "* ]] && [ -d /run/systemd/system ]; then
+        systemctl disable --quiet --now prometheus.service || true
+    fi
+    return $status
+}
+
+if [ ${#for_tests[@]} -gt 0 ]; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        say "installing for tests: ${for_tests[*]}"
+        install_for_tests "${for_tests[@]}" || say "that failed; the tests of Prometheus and of the live page may be skipped"
+    else
+        say "tests of Prometheus or the live page will be skipped; they need: sudo apt-get install ${for_tests[*]}"
+    fi
+fi
+
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 say "installing into $venv (torch is a large download)"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
