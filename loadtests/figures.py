@@ -9,11 +9,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtests.openloop.endings import OK, status_name
-from loadtests.openloop.report import Bounds, Summary, analyse
-from loadtests.openloop.traffic import Result
 from loadtests.scenario import Phase
 from loadtests.verdict import Figures
+from tensorferry.benchmark.endings import OK, status_name
+from tensorferry.benchmark.report import Bounds, Summary, analyse
+from tensorferry.benchmark.traffic import Result
 
 __all__ = ["answered_per_s", "figures_of_part", "figures_of_phase", "merged"]
 

@@ -23,9 +23,9 @@ from pathlib import Path
 import grpc
 import numpy as np
 
-from loadtests.openloop import arrivals
-from loadtests.openloop.generator import Options, Stream, run
-from loadtests.openloop.requests import messages_for
+from tensorferry.benchmark import arrivals
+from tensorferry.benchmark.generator import Options, Stream, run
+from tensorferry.benchmark.requests import messages_for
 from tensorferry.testing.process import ServerProcess
 from tensorferry.wire import open_inference_pb2 as pb
 

@@ -30,8 +30,8 @@ from loadtests.bench.__main__ import LOAD_CORE, SERVER_CORE
 from loadtests.bench.load import Load, Sample
 from loadtests.bench.payload import Body
 from loadtests.bench.targets import Running, Target
-from loadtests.openloop import arrivals
-from loadtests.openloop.generator import Options, Stream, run
+from tensorferry.benchmark import arrivals
+from tensorferry.benchmark.generator import Options, Stream, run
 
 VIEWERS: Final = 20
 SCRAPE_EVERY_S: Final = 1.0

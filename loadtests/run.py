@@ -19,12 +19,12 @@ from typing import Final, NoReturn
 import grpc
 
 from loadtests import with_locust, with_openloop
-from loadtests.openloop.generator import CannotConnect
 from loadtests.reading import ScenarioError, load_scenario
 from loadtests.scenario import LocustScenario, OpenLoopScenario, Scenario, scenario_names
 from loadtests.verdict import Check, Figures, judge, table
 from loadtests.with_locust import LocustFailed, NothingMeasured
 from loadtests.with_openloop import CapacityUnknown
+from tensorferry.benchmark.generator import CannotConnect
 from tensorferry.testing.process import ServerProcessError
 
 __all__ = ["conclude", "main", "run_scenario"]

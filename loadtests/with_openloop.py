@@ -20,15 +20,15 @@ import grpc
 import numpy as np
 
 from loadtests.figures import answered_per_s, figures_of_phase, merged
-from loadtests.openloop import arrivals
-from loadtests.openloop.arrivals import Schedule
-from loadtests.openloop.generator import Options, Stream, run
-from loadtests.openloop.report import Bounds, Report, analyse, write_runs
-from loadtests.openloop.requests import messages_for
-from loadtests.openloop.traffic import METHOD, Result
 from loadtests.scenario import OpenLoopScenario, Phase, ServedModel, Traffic
 from loadtests.served_models import OBJECTIVE, write_models
 from loadtests.verdict import Figures
+from tensorferry.benchmark import arrivals
+from tensorferry.benchmark.arrivals import Schedule
+from tensorferry.benchmark.generator import Options, Stream, run
+from tensorferry.benchmark.report import Bounds, Report, analyse, write_runs
+from tensorferry.benchmark.requests import messages_for
+from tensorferry.benchmark.traffic import METHOD, Result
 from tensorferry.testing.process import ServerProcess
 
 __all__ = ["CapacityUnknown", "measure", "schedule_of"]

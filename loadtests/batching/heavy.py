@@ -16,10 +16,10 @@ from loadtests.batching.models import (
 )
 from loadtests.batching.servers import Bench, Server, offer, ours, report_of, started
 from loadtests.batching.verdict import Bound, Figure, Value, between, drift, recovered_after_s, value_of
-from loadtests.openloop import arrivals
-from loadtests.openloop.endings import OK
-from loadtests.openloop.report import Bounds, Report, analyse
-from loadtests.openloop.traffic import Result, Stream
+from tensorferry.benchmark import arrivals
+from tensorferry.benchmark.endings import OK
+from tensorferry.benchmark.report import Bounds, Report, analyse
+from tensorferry.benchmark.traffic import Result, Stream
 
 __all__ = ["fairness", "heavy_server", "overload", "peak_of", "priorities"]
 

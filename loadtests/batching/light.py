@@ -26,9 +26,9 @@ from loadtests.batching.servers import (
 )
 from loadtests.batching.verdict import Bound, Figure, Value, value_of
 from loadtests.bench.targets import Target
-from loadtests.openloop import arrivals
-from loadtests.openloop.report import Report
-from loadtests.openloop.traffic import Stream
+from tensorferry.benchmark import arrivals
+from tensorferry.benchmark.report import Report
+from tensorferry.benchmark.traffic import Stream
 from tensorferry.wire import open_inference_pb2 as pb
 from tensorferry.wire import open_inference_pb2_grpc as pb_grpc
 

@@ -18,10 +18,10 @@ from typing import Final
 from loadtests.bench import load, peers, targets
 from loadtests.bench.payload import Body
 from loadtests.bench.targets import Running, Target
-from loadtests.openloop.generator import Options, run
-from loadtests.openloop.report import Bounds, Report, analyse
-from loadtests.openloop.requests import messages_for
-from loadtests.openloop.traffic import Result, Stream
+from tensorferry.benchmark.generator import Options, run
+from tensorferry.benchmark.report import Bounds, Report, analyse
+from tensorferry.benchmark.requests import messages_for
+from tensorferry.benchmark.traffic import Result, Stream
 
 __all__ = [
     "BOTH_CORES",

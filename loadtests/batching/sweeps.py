@@ -11,8 +11,8 @@ from loadtests.batching.models import OBJECTIVE_MS, write_light
 from loadtests.batching.servers import ONE_CORE, Bench, Server, offer, ours, report_of, started, triton
 from loadtests.batching.verdict import Figure
 from loadtests.bench.targets import Target
-from loadtests.openloop import arrivals
-from loadtests.openloop.traffic import Stream
+from tensorferry.benchmark import arrivals
+from tensorferry.benchmark.traffic import Stream
 
 __all__ = ["plots"]
 

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from loadtests.openloop.report import Report, Windows
-from loadtests.openloop.traffic import Result
+from tensorferry.benchmark.report import Report, Windows
+from tensorferry.benchmark.traffic import Result
 
 __all__ = ["Bound", "Figure", "Value", "between", "drift", "markdown", "recovered_after_s", "value_of"]
 

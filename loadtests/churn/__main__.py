@@ -17,7 +17,7 @@ import grpc
 
 from loadtests.churn.measure import Wishes, measure
 from loadtests.churn.report import report
-from loadtests.openloop.generator import CannotConnect
+from tensorferry.benchmark.generator import CannotConnect
 from tensorferry.testing.process import ServerProcessError
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from loadtests.churn.footprint import footprint_of
 from loadtests.churn.models import SWAPPED, Changes, Swap, guest_of
-from loadtests.openloop.requests import infer_message
+from tensorferry.benchmark.requests import infer_message
 from tensorferry.wire import open_inference_pb2 as pb
 from tensorferry.wire import open_inference_pb2_grpc as pb_grpc
 

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from loadtests.churn.cycles import Cycle, Job, run_cycles
 from loadtests.churn.footprint import Footprint, settled
 from loadtests.churn.models import STEADY, SWAPPED, write_repository
-from loadtests.openloop import arrivals
-from loadtests.openloop.endings import OK, status_name
-from loadtests.openloop.generator import Options, Stream, run
-from loadtests.openloop.requests import messages_for
+from tensorferry.benchmark import arrivals
+from tensorferry.benchmark.endings import OK, status_name
+from tensorferry.benchmark.generator import Options, Stream, run
+from tensorferry.benchmark.requests import messages_for
 from tensorferry.testing.process import ServerProcess
 
 __all__ = ["Calls", "Outcome", "Wishes", "measure"]

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import grpc
 
-from loadtests.openloop import arrivals
-from loadtests.openloop.arrivals import Schedule
-from loadtests.openloop.generator import CannotConnect, Options, Stream, run
-from loadtests.openloop.report import Bounds, Report, analyse, write_runs
-from loadtests.openloop.requests import messages_for
+from tensorferry.benchmark import arrivals
+from tensorferry.benchmark.arrivals import Schedule
+from tensorferry.benchmark.generator import CannotConnect, Options, Stream, run
+from tensorferry.benchmark.report import Bounds, Report, analyse, write_runs
+from tensorferry.benchmark.requests import messages_for
 
 ARRIVALS = ("poisson", "uniform", "mmpp", "step", "replay")
 

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from loadtests.openloop import arrivals
 from loadtests.openloop.__main__ import main
-from loadtests.openloop.endings import Failure
-from loadtests.openloop.generator import CannotConnect, Options, Result, Stream, run
-from loadtests.openloop.report import analyse
-from loadtests.openloop.requests import infer_message, messages_for
 from tests.integration.conftest import MAX_WAITING
 from tests.integration.support import column, occupy, sample, wait_until
 
+from tensorferry.benchmark import arrivals
+from tensorferry.benchmark.endings import Failure
+from tensorferry.benchmark.generator import CannotConnect, Options, Result, Stream, run
+from tensorferry.benchmark.report import analyse
+from tensorferry.benchmark.requests import infer_message, messages_for
 from tensorferry.testing.models import write_mlp
 
 RESOURCE_EXHAUSTED, NOT_FOUND, DEADLINE_EXCEEDED = 8, 5, 4

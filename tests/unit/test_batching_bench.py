@@ -18,9 +18,10 @@ from loadtests.batching.verdict import (
     recovered_after_s,
     value_of,
 )
-from loadtests.openloop.endings import OK, Ending, Failure
-from loadtests.openloop.report import Bounds, Windows, analyse
-from loadtests.openloop.traffic import Result
+
+from tensorferry.benchmark.endings import OK, Ending, Failure
+from tensorferry.benchmark.report import Bounds, Windows, analyse
+from tensorferry.benchmark.traffic import Result
 
 LATE = "p99 of how late calls left: 3 ms"
 RESOURCE_EXHAUSTED = 8

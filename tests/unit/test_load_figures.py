@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from loadtests.figures import figures_of_part, figures_of_phase, merged
-from loadtests.openloop.endings import OK, Ending, Failure
-from loadtests.openloop.traffic import Result
 from loadtests.reading import load_scenario
 from loadtests.scenario import OpenLoopScenario, Phase, Traffic, scenario_names
 from loadtests.with_openloop import schedule_of
+
+from tensorferry.benchmark.endings import OK, Ending, Failure
+from tensorferry.benchmark.traffic import Result
 
 ENDINGS = (
     Ending(OK, ""),

@@ -12,9 +12,11 @@ from hpack import Decoder, Encoder
 from hyperframe.frame import Frame
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loadtests.openloop import arrivals
-from loadtests.openloop.endings import Ending, Endings, Failure, status_name
-from loadtests.openloop.http2 import (
+from loadtests.openloop.plots import draw_directory
+
+from tensorferry.benchmark import arrivals
+from tensorferry.benchmark.endings import Ending, Endings, Failure, status_name
+from tensorferry.benchmark.http2 import (
     CONTINUATION,
     DATA,
     END_HEADERS,
@@ -31,11 +33,9 @@ from loadtests.openloop.http2 import (
     Request,
     frame,
 )
-from loadtests.openloop.plots import draw_directory
-from loadtests.openloop.report import Bounds, Latencies, analyse, write_runs
-from loadtests.openloop.requests import infer_message, random_inputs
-from loadtests.openloop.traffic import Result, Stream
-
+from tensorferry.benchmark.report import Bounds, Latencies, analyse, write_runs
+from tensorferry.benchmark.requests import infer_message, random_inputs
+from tensorferry.benchmark.traffic import Result, Stream
 from tensorferry.wire import open_inference_pb2 as pb
 
 RATES = st.floats(1, 3000)

@@ -17,7 +17,7 @@ from typing import Final
 
 from hpack import Encoder
 
-from loadtests.openloop.endings import Ending, Endings, Failure
+from tensorferry.benchmark.endings import Ending, Endings, Failure
 
 __all__ = ["Connection", "ProtocolError", "Request", "frame"]
 
@@ -84,7 +84,7 @@ class Request:
             (":authority", authority),
             ("te", "trailers"),
             ("content-type", "application/grpc"),
-            ("user-agent", "tensorferry-openloop"),
+            ("user-agent", "tensorferry-bench"),
             *more,
         )
         return cls(fields, struct.pack(">BI", 0, len(message)) + message)
@@ -107,10 +107,11 @@ class Connection:
     """One connection's state. ``begin`` and ``receive`` leave bytes in ``outbox``, to be sent in order.
 
     ``room`` says how many calls may be begun now. ``usable`` becomes False when the server says
-    that it takes no more.
+    that it takes no more. ``most_open`` bounds the calls that are open at one time, beside what the
+    server says of it.
     """
 
-    def __init__(self, endings: Endings) -> None:
+    def __init__(self, endings: Endings, most_open: int | None = None) -> None:
         settings = ((HEADER_TABLE_SIZE, 0), (ENABLE_PUSH, 0), (INITIAL_WINDOW_SIZE, _LARGEST))
         self.outbox: list[bytes | memoryview] = [
             PREFACE,
@@ -120,6 +121,7 @@ class Connection:
         self.greeted = False
         self.usable = True
         self._endings = endings
+        self._most_open = _LARGEST if most_open is None else most_open
         self._encoder = Encoder()
         self._ready: dict[Request, tuple[bytes, bytes, bytes]] = {}
         self._calls: list[int] = []  # by stream id // 2; -1 once it has ended
@@ -142,7 +144,8 @@ class Connection:
     @property
     def room(self) -> int:
         """How many calls may be begun now."""
-        return self._peer.get(MAX_CONCURRENT_STREAMS, _LARGEST) - self._open if self.usable else 0
+        most = min(self._peer.get(MAX_CONCURRENT_STREAMS, _LARGEST), self._most_open)
+        return most - self._open if self.usable else 0
 
     # -- requests -------------------------------------------------------------------------------
 

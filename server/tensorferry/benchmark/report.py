@@ -17,10 +17,21 @@ import numpy as np
 from hdrh.histogram import HdrHistogram  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
-from loadtests.openloop.endings import OK, status_name
-from loadtests.openloop.traffic import Result
+from tensorferry.benchmark.endings import OK, status_name
+from tensorferry.benchmark.traffic import Result
 
-__all__ = ["Bounds", "Latencies", "Report", "Slip", "Summary", "Windows", "analyse", "write_runs"]
+__all__ = [
+    "Bounds",
+    "Latencies",
+    "Report",
+    "Slip",
+    "Summary",
+    "Windows",
+    "analyse",
+    "histogram_of",
+    "messages_by_count",
+    "write_runs",
+]
 
 #: A histogram's range, and the digits that it keeps: values are right to 0.1 %.
 _LOWEST_US, _HIGHEST_US, _DIGITS = 1, 3_600_000_000, 3
@@ -58,16 +69,13 @@ class Latencies:
     @classmethod
     def of(cls, latencies_s: Floats) -> Latencies:
         """Record ``latencies_s``, shape (calls,), in seconds."""
-        histogram = HdrHistogram(_LOWEST_US, _HIGHEST_US, _DIGITS)
-        microseconds = np.clip(np.rint(latencies_s * 1e6), _LOWEST_US, _HIGHEST_US).astype(np.int64)
-        for value, count in zip(*np.unique(microseconds, return_counts=True), strict=True):
-            histogram.record_value(int(value), int(count))
+        histogram = histogram_of(latencies_s)
 
         def at(percentile: float) -> float | None:
-            return histogram.get_value_at_percentile(percentile) / 1000 if len(microseconds) else None
+            return histogram.get_value_at_percentile(percentile) / 1000 if len(latencies_s) else None
 
         encoded = histogram.encode().decode("ascii")
-        return cls(len(microseconds), at(50), at(90), at(99), at(99.9), at(100), encoded)
+        return cls(len(latencies_s), at(50), at(90), at(99), at(99.9), at(100), encoded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +162,15 @@ class Report:
         return "\n".join([*lines, *(f"  NOT VALID: {each}" for each in self.invalid_because)])
 
 
+def histogram_of(latencies_s: Floats) -> HdrHistogram:
+    """Return an HdrHistogram, in us, of ``latencies_s``, shape (calls,), in seconds."""
+    histogram = HdrHistogram(_LOWEST_US, _HIGHEST_US, _DIGITS)
+    microseconds = np.clip(np.rint(latencies_s * 1e6), _LOWEST_US, _HIGHEST_US).astype(np.int64)
+    for value, count in zip(*np.unique(microseconds, return_counts=True), strict=True):
+        histogram.record_value(int(value), int(count))
+    return histogram
+
+
 def analyse(result: Result, bounds: Bounds | None = None, seconds: float | None = None) -> Report:
     """Return what ``result`` says; ``seconds`` is the schedule's length, by default until its last call."""
     bounds = bounds or Bounds()
@@ -193,15 +210,18 @@ def _summary(name: str, result: Result, chosen: NDArray[np.bool_], bounds: Bound
         failed=int((status < OK).sum()),
         goodput_per_s=in_time / seconds,
         by_status={status_name(int(value)): int(n) for value, n in zip(values, counts, strict=True)},
-        by_message=_by_message(result, chosen),
+        by_message=messages_by_count(result, chosen),
         latency_of_ok=Latencies.of(latency_s[ok]),
         latency_of_refused=Latencies.of(latency_s[refused]),
         slip=Slip.of(np.where(np.isnan(slip_s), np.inf, slip_s)),
     )
 
 
-def _by_message(result: Result, chosen: NDArray[np.bool_]) -> dict[str, int]:
-    """Count endings that aren't OK by what was said, the most frequent first."""
+def messages_by_count(result: Result, chosen: NDArray[np.bool_]) -> dict[str, int]:
+    """Count endings that aren't OK by what was said, the most frequent first; the ten most frequent.
+
+    ``chosen``, of shape (calls,), is True for the calls that count.
+    """
     counts: dict[str, int] = {}
     for place, count in enumerate(np.bincount(result.ending[chosen], minlength=len(result.endings))):
         ending = result.endings[place]

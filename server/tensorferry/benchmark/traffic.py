@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loadtests.openloop.arrivals import Schedule
-from loadtests.openloop.endings import Ending
-from loadtests.openloop.http2 import Request
+from tensorferry.benchmark.arrivals import Schedule
+from tensorferry.benchmark.endings import Ending
+from tensorferry.benchmark.http2 import Request
 
-__all__ = ["METHOD", "Calls", "Result", "Stream"]
+__all__ = ["METHOD", "Calls", "Result", "Stream", "Watch"]
 
 METHOD: Final = "/inference.GRPCInferenceService/ModelInfer"
 
@@ -40,6 +40,17 @@ class Stream:
         timeout = () if self.timeout_s is None else (("grpc-timeout", _grpc_timeout(self.timeout_s)),)
         more = (*timeout, *self.metadata)
         return [Request.unary(self.method, authority, message, more) for message in self.messages]
+
+
+class Watch(Protocol):
+    """Who looks at a run from outside: another process, or a test. Read in every turn of the loop."""
+
+    @property
+    def stop(self) -> bool:
+        """Whether the run should end."""
+
+    def tell(self, now_s: float, sent: int, ended: int) -> None:
+        """Take note of how far it is: seconds since its start, calls sent and calls ended."""
 
 
 class Calls:
@@ -87,6 +98,20 @@ class Result:
     ending: NDArray[np.int32]
     endings: tuple[Ending, ...]
     held: int = 0
+    #: How long calls were sent, and the processor's time of all, in seconds.
+    lasted_s: float = 0.0
+    cpu_s: float = 0.0
+
+    def only(self, chosen: NDArray[np.bool_]) -> Result:
+        """Return the result of some of the calls: where ``chosen``, of shape (calls,), is True."""
+        return replace(
+            self,
+            stream=self.stream[chosen],
+            intended_s=self.intended_s[chosen],
+            sent_s=self.sent_s[chosen],
+            done_s=self.done_s[chosen],
+            ending=self.ending[chosen],
+        )
 
     @property
     def status(self) -> NDArray[np.int16]:
