@@ -108,7 +108,7 @@ def counts_only(families: Mapping[str, Family]) -> Families:
 
 
 def to_json(families: Mapping[str, Family]) -> list[dict[str, Any]]:
-    """Return families as JSON can hold them."""
+    """Return families as JSON can hold them. All histograms of a family have the same bounds."""
     return [
         {
             "name": each.name,
@@ -117,9 +117,8 @@ def to_json(families: Mapping[str, Family]) -> list[dict[str, Any]]:
             "labels": list(each.labels),
             "merge": each.merge,
             "values": [[list(key), value] for key, value in each.values.items()],
-            "distributions": [
-                [list(key), list(d.bounds), d.counts, d.total] for key, d in each.distributions.items()
-            ],
+            "bounds": next((list(d.bounds) for d in each.distributions.values()), []),
+            "distributions": [[list(key), d.counts, d.total] for key, d in each.distributions.items()],
         }
         for each in families.values()
     ]
@@ -135,10 +134,7 @@ def from_json(told: Iterable[Mapping[str, Any]]) -> Families:
             tuple(each["labels"]),
             each["merge"],
             {tuple(key): value for key, value in each["values"]},
-            {
-                tuple(key): Distribution(tuple(bounds), counts, total)
-                for key, bounds, counts, total in each["distributions"]
-            },
+            {tuple(key): Distribution(bounds, counts, total) for key, counts, total in each["distributions"]},
         )
-        for each in told
+        for each, bounds in ((each, tuple(each["bounds"])) for each in told)
     }

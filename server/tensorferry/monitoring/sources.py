@@ -1,0 +1,31 @@
+"""Where families come from: one process, or (``fleet.py``) all of several."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from tensorferry.monitoring.collect_engine import EngineCollector
+from tensorferry.monitoring.collect_server import ServerCollector
+from tensorferry.monitoring.families import Families
+
+__all__ = ["ProcessSource", "Source"]
+
+
+class Source(Protocol):
+    """Tells how the server is: all of it, however many processes it has."""
+
+    async def families(self) -> Families:
+        """Return the families of now. They belong to the caller, and must not be changed all the same."""
+        ...
+
+
+class ProcessSource:
+    """The one process that asks. Used on the loop thread."""
+
+    def __init__(self, engine: EngineCollector, server: ServerCollector) -> None:
+        self._engine = engine
+        self._server = server
+
+    async def families(self) -> Families:
+        """Return the families of now."""
+        return await self._engine.collect() | self._server.collect()
