@@ -78,7 +78,7 @@ class ClientOptions:
     keepalive_timeout_s: float = 10.0
     keepalive_without_calls: bool = False
     channel_args: tuple[tuple[str, int | str], ...] = ()
-    metadata: Callable[[], Sequence[tuple[str, str]]] | None = None
+    metadata: Callable[[], Sequence[tuple[str, str | bytes]]] | None = None
 
     def __post_init__(self) -> None:
         if not self.target:
@@ -135,9 +135,9 @@ def options_of(options: ClientOptions | str) -> ClientOptions:
     return ClientOptions(target=options) if isinstance(options, str) else options
 
 
-def metadata_of(options: ClientOptions) -> Sequence[tuple[str, str]] | None:
+def metadata_of(options: ClientOptions) -> tuple[tuple[str, str | bytes], ...] | None:
     """Return what goes with the next attempt; None for nothing."""
-    return None if options.metadata is None else options.metadata()
+    return None if options.metadata is None else tuple(options.metadata())
 
 
 def channel_arguments(options: ClientOptions) -> list[tuple[str, int | str]]:

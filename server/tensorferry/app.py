@@ -13,13 +13,15 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
 import structlog
 
+from tensorferry import logs
+from tensorferry.clock import LoopClock
 from tensorferry.config import ServerConfig
 from tensorferry.control.access import Control
 from tensorferry.control.desk import ControlDesk, LocalDesk
@@ -27,10 +29,18 @@ from tensorferry.control.orders import Order, read_order
 from tensorferry.engine import Engine
 from tensorferry.errors import ConfigurationError
 from tensorferry.http_port import HttpPort
+from tensorferry.monitoring.collect_engine import EngineCollector
+from tensorferry.monitoring.collect_server import Outside, ServerCollector
+from tensorferry.monitoring.feed import Feed
+from tensorferry.monitoring.loop_lag import LoopLag
+from tensorferry.monitoring.sources import ProcessSource
 from tensorferry.service.builtin import HealthService, reflection_methods
+from tensorferry.service.failures import Failures
 from tensorferry.service.inference import SERVICE, InferenceService
 from tensorferry.service.methods import MethodTable
 from tensorferry.service.repository import ROLLOUT_SERVICE, RepositoryService
+from tensorferry.service.settings import SettingsService
+from tensorferry.tracing import Untraced, open_tracer
 from tensorferry.transport import Transport, choose
 from tensorferry.transport.listening import address_of
 
@@ -84,21 +94,22 @@ async def running(config: ServerConfig, desk: ControlDesk | None = None) -> Asyn
         config.monitoring == "on",
     )
     health = HealthService(engine)
-    control = desk.connect(engine, health.follow)
     transport = choose(config, reuse_port=config.processes > 1)
-    http = HttpPort(engine, transport)
+    observed = _Observed(config, engine, transport)
+    control = desk.connect(engine, health.follow, observed.adjustables)
+    methods = _methods(engine, observed, health, control)
     # Before anybody can ask: its first step makes the models known as LOADING. A caller that came
     # earlier would hear that there is no such model, and a probe that all is ready.
     loading = asyncio.create_task(_load(engine, orders))
     await asyncio.sleep(0)
     try:
         await health.update()
-        http_port = await http.start(config.http_host, config.http_port)
+        http_port = await observed.port.start(config.http_host, config.http_port)
         # One of several processes takes no calls before it can answer them: the kernel would send
         # it a share of the connections, while the other processes are well able to serve them.
         if config.processes > 1:
             await loading
-        grpc_port = await transport.start(_methods(engine, health, control), config.host, config.grpc_port)
+        grpc_port = await transport.start(methods, config.host, config.grpc_port)
         address = config.host if config.unix_path else address_of(config.host, grpc_port)
         print(f"grpc listening on {address} ({transport.name}{_security(config)})", flush=True)
         print(f"http listening on {address_of(config.http_host, http_port)}", flush=True)
@@ -106,12 +117,56 @@ async def running(config: ServerConfig, desk: ControlDesk | None = None) -> Asyn
         await desk.start()
         await health.update()
         _freeze()
+        observed.start()
         yield Server(engine, transport.name, address, grpc_port, http_port)
     finally:
         await desk.close()
         loading.cancel()
         await _drain(engine, health, transport, config.drain_timeout_s)
-        await http.stop()
+        await observed.close()
+
+
+class _Observed:
+    """What the server tells of itself, be it traces, counts or logs, and the port where it does."""
+
+    def __init__(self, config: ServerConfig, engine: Engine, transport: Transport) -> None:
+        self.tracer = open_tracer(config)
+        self.failures = Failures()
+        #: What may be changed while the server runs.
+        self.adjustables = {"log": logs.adjustable(), "trace": self.tracer or Untraced()}
+        self._clock = LoopClock()
+        self._engine = engine
+        is_on = config.monitoring == "on"
+        self._lag = LoopLag(self._clock) if is_on else None
+        server = ServerCollector(transport, lambda: engine.is_ready, self._lag, self._outside())
+        source = ProcessSource(EngineCollector(engine), server)
+        # Of several processes the parent has the page.
+        has_page = is_on and config.processes == 1
+        feed = Feed(source, self._clock, engine.unready) if has_page else None
+        self.port = HttpPort(source, self._readiness, self._clock, feed)
+
+    def start(self) -> None:
+        """Measure how late the loop is from now on, when all is loaded: that may hold it up."""
+        if self._lag is not None:
+            self._lag.start()
+
+    async def close(self) -> None:
+        """Send the last traces, close the port, and stop the timers."""
+        if self.tracer is not None:
+            await self.tracer.close()
+        await self.port.stop()
+        if self._lag is not None:
+            self._lag.stop()
+        self._clock.close()
+
+    def _outside(self) -> Outside:
+        counts, tracer = self.failures.counts, self.tracer
+        if tracer is None:
+            return Outside(lambda: counts, log_lines_dropped=logs.dropped)
+        return Outside(lambda: counts, tracer.counts, logs.dropped)
+
+    async def _readiness(self) -> tuple[bool, Mapping[str, object]]:
+        return self._engine.is_ready, self._engine.unready()
 
 
 def _security(config: ServerConfig) -> str:
@@ -130,9 +185,14 @@ async def _load(engine: Engine, orders: Sequence[Order]) -> None:
     await engine.load_all(entries, {order.name: order.rollout for order in orders})
 
 
-def _methods(engine: Engine, health: HealthService, control: Control) -> MethodTable:
-    table = InferenceService(engine).methods() | health.methods() | RepositoryService(control).methods()
-    return table | reflection_methods([SERVICE, ROLLOUT_SERVICE, "grpc.health.v1.Health"])
+def _methods(engine: Engine, observed: _Observed, health: HealthService, control: Control) -> MethodTable:
+    return {
+        **InferenceService(engine, observed.tracer, observed.failures, control).methods(),
+        **health.methods(),
+        **RepositoryService(control).methods(),
+        **SettingsService(control, engine).methods(),
+        **reflection_methods([SERVICE, ROLLOUT_SERVICE, "grpc.health.v1.Health"]),
+    }
 
 
 async def _drain(engine: Engine, health: HealthService, transport: Transport, grace_s: float) -> None:
@@ -177,6 +237,7 @@ def run(config: ServerConfig, desk: ControlDesk | None = None) -> int:
         # interpreter's own way out would abort the process under such a thread.
         sys.stdout.flush()
         sys.stderr.flush()
+        logs.flush()
         os._exit(status)
     return status
 
@@ -196,6 +257,7 @@ async def serve(config: ServerConfig, desk: ControlDesk | None = None) -> None:
     def on_signal(number: signal.Signals) -> None:
         if stop.is_set():
             _log.warning("second signal: exiting without draining", signal=number.name)
+            logs.flush()
             os._exit(1)
         _log.info("draining", signal=number.name, timeout_s=config.drain_timeout_s)
         stop.set()

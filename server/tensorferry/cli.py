@@ -8,8 +8,18 @@ import sys
 from collections.abc import Sequence
 
 from tensorferry import __version__, config
+from tensorferry.commands import (
+    bench,
+    convert,
+    feedback,
+    models,
+    push,
+    rollout,
+    rollout_client,
+    rollout_flags,
+)
 from tensorferry.commands import check as checks
-from tensorferry.commands import convert, feedback, models, push, rollout, rollout_client, rollout_flags
+from tensorferry.commands import top as tops
 from tensorferry.errors import ConfigurationError
 from tensorferry.simulation import command as simulation
 
@@ -74,6 +84,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     models.add_flags(listing, repository)
     listing.set_defaults(run=models.run)
+    watch = commands.add_parser(
+        "top", help="show live in the terminal what a server does", description=tops.run.__doc__
+    )
+    tops.add_flags(watch, os.environ.get("TENSORFERRY_HTTP") or "127.0.0.1:8002")
+    watch.set_defaults(run=tops.run)
+    load = commands.add_parser(
+        "bench", help="drive load at a running server and measure it", description=bench.run.__doc__
+    )
+    bench.add_flags(load, os.environ.get("TENSORFERRY_SERVER") or rollout_client.DEFAULT_SERVER)
+    load.set_defaults(run=bench.run)
     _add_rollout_commands(commands)
     return parser
 
@@ -105,7 +125,7 @@ def _serve(parsed: argparse.Namespace) -> int:
     settings = config.load(vars(parsed), os.environ)
     from tensorferry import logs
 
-    logs.configure(settings.log_level, settings.log_format)
+    logs.configure(settings.log_level, settings.log_format, settings.log_max_lines_per_s)
     if settings.processes > 1:
         import uvloop
 

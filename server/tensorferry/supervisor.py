@@ -19,23 +19,27 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import structlog
-from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST
 
-from tensorferry import metrics
+from tensorferry import logs
+from tensorferry.clock import LoopClock
 from tensorferry.config import ServerConfig
 from tensorferry.control.access import handlers_of
 from tensorferry.control.channel import Channel
 from tensorferry.control.desk import Command
 from tensorferry.control.processes import ProcessFleet
 from tensorferry.errors import SettingsError
-from tensorferry.http_port import listen
+from tensorferry.http_port import HttpPort
+from tensorferry.monitoring.collect_server import process_families
+from tensorferry.monitoring.families import Families, from_json
+from tensorferry.monitoring.feed import Feed
+from tensorferry.monitoring.fleet import FleetSource
 from tensorferry.transport.listening import address_of
 
 __all__ = ["settings_of", "supervise"]
@@ -46,7 +50,8 @@ _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 #: A worker that served this long was well; its next death counts as the first.
 _WELL_AFTER_S = 60.0
-_SCRAPE_TIMEOUT_S = 5.0
+#: A worker that takes longer to tell its counts is counted with those it told last.
+_ASK_TIMEOUT_S = 2.0
 _CONFIGURATION_STATUS = 2
 #: ``ready, except ...`` names models; asyncio's own limit of 64 KiB would end the reading.
 _LONGEST_LINE_BYTES = 2**20
@@ -69,6 +74,8 @@ class _Worker:
         self.http_url = ""
         self.announcement = asyncio.get_running_loop().create_future()
         self.is_ready = False
+        #: How often its process was started.
+        self.starts = 0
         self._config = config
         self._process: asyncio.subprocess.Process | None = None
         self._stopping = asyncio.Event()
@@ -119,6 +126,7 @@ class _Worker:
                 # Out of the terminal's reach: Ctrl-C is the parent's to pass on, and twice is a kill.
                 start_new_session=True,
             )
+        self.starts += 1
         detach = await self._attach(self.number, ours)
         assert self._process.stdout is not None, "stdout is a pipe"
         if self._stopping.is_set():
@@ -151,46 +159,75 @@ class _Worker:
                 self._process.send_signal(number)
 
 
-class _Front:
-    """The HTTP port for all workers."""
+class _Asked:
+    """A worker's HTTP port, for the parent alone."""
 
-    def __init__(self, workers: list[_Worker]) -> None:
-        self._workers = workers
+    def __init__(self, worker: _Worker, session: aiohttp.ClientSession) -> None:
+        self._worker = worker
+        self._session = session
 
-    async def live(self, request: web.Request) -> web.Response:
-        return web.json_response({"live": True})
+    @property
+    def number(self) -> int:
+        """Which of the workers it is."""
+        return self._worker.number
 
-    async def ready(self, request: web.Request) -> web.Response:
-        not_ready: dict[str, object] = {}
-        for worker, answer in zip(self._workers, await self._ask("/healthz/ready"), strict=True):
-            if answer is None:
-                not_ready[f"process {worker.number}"] = "starting"
-                continue
-            said = json.loads(answer)
-            not_ready |= said["not_ready"]
-            if not said["ready"] and not said["not_ready"]:
-                not_ready[f"process {worker.number}"] = "draining"
-        return web.json_response(
-            {"ready": not not_ready, "not_ready": not_ready}, status=503 if not_ready else 200
-        )
+    @property
+    def starts(self) -> int:
+        """How often its process was started."""
+        return self._worker.starts
 
-    async def metrics(self, request: web.Request) -> web.Response:
-        parts = [answer for answer in await self._ask("/metrics") if answer is not None]
-        return web.Response(body=metrics.summed(parts), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    async def ask(self) -> tuple[int, Families] | None:
+        """Return which of its starts answered, and its families; None if none did in time."""
+        start = self._worker.starts
+        told = await self.get("/snapshot")
+        return None if told is None else (start, from_json(told["families"]))
 
-    async def _ask(self, path: str) -> list[str | None]:
-        timeout = aiohttp.ClientTimeout(total=_SCRAPE_TIMEOUT_S)
-        async with aiohttp.ClientSession(timeout=timeout) as session:
-            return await asyncio.gather(*(self._ask_one(session, worker, path) for worker in self._workers))
-
-    async def _ask_one(self, session: aiohttp.ClientSession, worker: _Worker, path: str) -> str | None:
+    async def get(self, path: str) -> dict[str, Any] | None:
+        """Return the JSON at ``path``; None if there is no answer."""
+        worker = self._worker
         if not worker.http_url or not worker.is_ready:
             return None
         try:
-            async with session.get(worker.http_url + path) as response:
-                return await response.text()
-        except (aiohttp.ClientError, TimeoutError):
-            return None  # it has just died; it is being started again
+            async with self._session.get(worker.http_url + path) as response:
+                return dict(await response.json())
+        except (aiohttp.ClientError, TimeoutError, ValueError):
+            return None  # it has just died and is being started again, or it is stuck
+
+
+class _Front:
+    """The HTTP port for all workers."""
+
+    def __init__(self, config: ServerConfig, workers: Sequence[_Worker]) -> None:
+        self._clock = LoopClock()
+        timeout = aiohttp.ClientTimeout(total=_ASK_TIMEOUT_S)
+        self._session = aiohttp.ClientSession(timeout=timeout)
+        self._asked = [_Asked(worker, self._session) for worker in workers]
+        self._source = FleetSource(self._asked, self._clock, process_families)
+        feed = Feed(self._source, self._clock) if config.monitoring == "on" else None
+        self._port = HttpPort(self._source, self._readiness, self._clock, feed)
+
+    async def start(self, config: ServerConfig) -> int:
+        """Listen; return the port. Raises SettingsError."""
+        return await self._port.start(config.host, config.http_port)
+
+    async def stop(self) -> None:
+        """Close the port, and ask no more."""
+        await self._port.stop()
+        await self._source.close()
+        await self._session.close()
+        self._clock.close()
+
+    async def _readiness(self) -> tuple[bool, Mapping[str, object]]:
+        not_ready: dict[str, object] = {}
+        answers = await asyncio.gather(*(asked.get("/healthz/ready") for asked in self._asked))
+        for asked, answer in zip(self._asked, answers, strict=True):
+            if answer is None:
+                not_ready[f"process {asked.number}"] = "starting"
+                continue
+            not_ready |= answer["not_ready"]
+            if not answer["ready"] and not answer["not_ready"]:
+                not_ready[f"process {asked.number}"] = "draining"
+        return not not_ready, not_ready
 
 
 async def supervise(config: ServerConfig) -> None:
@@ -202,7 +239,7 @@ async def supervise(config: ServerConfig) -> None:
     holder = _hold_port(config.host, config.grpc_port)
     port = holder.getsockname()[1]
     worker_config = dataclasses.replace(config, grpc_port=port, http_port=0)
-    fleet = ProcessFleet()
+    fleet = ProcessFleet({"log": logs.adjustable()})
     command = Command(config, fleet)
     command.first_orders()
     attach = partial(_attach, fleet, command)
@@ -210,17 +247,18 @@ async def supervise(config: ServerConfig) -> None:
         _Worker(number, worker_config, attach, command.canaries.process_died)
         for number in range(config.processes)
     ]
-    front = _Front(workers)
-    routes = {"/healthz/live": front.live, "/healthz/ready": front.ready, "/metrics": front.metrics}
-    runner, http_port = await listen(routes, config.host, config.http_port)
-    _forward_signals(workers)
-    announcing = asyncio.create_task(_announce(config, port, http_port, workers, command))
+    front = _Front(config, workers)
     try:
-        await _run_all(workers)
+        http_port = await front.start(config)
+        _forward_signals(workers)
+        announcing = asyncio.create_task(_announce(config, port, http_port, workers, command))
+        try:
+            await _run_all(workers)
+        finally:
+            announcing.cancel()
     finally:
-        announcing.cancel()
         await command.close()
-        await runner.cleanup()
+        await front.stop()
         holder.close()
 
 
@@ -241,7 +279,7 @@ async def _attach(
         fleet.leave(number)
         await channel.close()
 
-    handlers = handlers_of(command.coordinator, command.calls)
+    handlers = handlers_of(command.coordinator, command.calls, fleet.adjusting.adjust)
     channel = Channel({**handlers, "join": join, "counts": counts})
     await channel.open(end)
     return detach
@@ -276,6 +314,7 @@ def _forward_signals(workers: list[_Worker]) -> None:
         for worker in workers:
             worker.stop(signal.SIGKILL if seen else signal.SIGTERM)
         if seen:
+            logs.flush()
             os._exit(1)
         seen.append(number)
 

@@ -21,7 +21,7 @@ def main() -> int:
     if os.getppid() != int(sys.argv[1]):
         return 1  # the parent died before the line above
     settings = settings_of(sys.argv[2])
-    logs.configure(settings.log_level, settings.log_format)
+    logs.configure(settings.log_level, settings.log_format, settings.log_max_lines_per_s)
     return app.run(settings, RemoteDesk(socket.socket(fileno=int(sys.argv[3])), settings.model_control_mode))
 
 

@@ -26,7 +26,6 @@ LAYERS = (
     "service",
     "transport",
     "monitoring",
-    "metrics",
     "logs",
     "http_port",
     "app",
@@ -36,12 +35,13 @@ LAYERS = (
     "info",
     "simulation",
     "converting",
+    "benchmark",
     "commands",
     "cli",
 )
 
 #: Who may import the generated code, beside the client.
-WIRE_USERS = {"repository", "rollout", "control", "service", "commands"}
+WIRE_USERS = {"repository", "rollout", "control", "service", "benchmark", "commands"}
 
 #: Who may import torch, beside what is shipped for tests: the backends of its formats, and the
 #: conversion between formats.

@@ -12,6 +12,7 @@ import grpc
 import numpy as np
 from prometheus_client.parser import text_string_to_metric_families
 
+from tensorferry.http_port import COLLECTED_AT
 from tensorferry.tensors import DATATYPES, Tensor, array_of, tensor_of
 from tensorferry.testing.gate import Gate
 from tensorferry.wire import open_inference_pb2 as pb
@@ -95,10 +96,23 @@ def fetch(address: str, path: str) -> tuple[int, bytes, str]:
             return error.code, error.read(), error.headers["Content-Type"]
 
 
+def fresh_metrics(address: str) -> bytes:
+    """Scrape ``/metrics`` until it tells of now: for a while the server may give the same answer again."""
+    asked = time.time()
+    bodies: list[bytes] = []
+
+    def is_fresh() -> bool:
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=PATIENCE_S) as response:
+            bodies.append(response.read())
+            return float(response.headers[COLLECTED_AT]) >= asked
+
+    wait_until(is_fresh, "the server tells its metrics anew")
+    return bodies[-1]
+
+
 def samples_of(address: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """Scrape ``/metrics``: (sample's name, labels) to value."""
-    status, body, _ = fetch(address, "/metrics")
-    assert status == 200
+    """Scrape ``/metrics`` as it is now: (sample's name, labels) to value."""
+    body = fresh_metrics(address)
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(body.decode())

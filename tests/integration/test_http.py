@@ -9,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.integration.conftest import Served
 from tests.integration.support import error_of, fetch, request_of, sample, samples_of, x_request
 
+from tensorferry.monitoring.families import from_json
 from tensorferry.wire import open_inference_pb2 as pb
 
 
@@ -21,7 +22,7 @@ def test_live_and_ready_say_yes(server: Served):
 
 
 def test_an_unknown_path_is_404(server: Served):
-    assert fetch(server.http, "/")[0] == 404
+    assert fetch(server.http, "/nothing")[0] == 404
 
 
 def test_metrics_are_prometheus_text_with_types_and_helps(server: Served):
@@ -87,3 +88,76 @@ def test_nothing_stays_in_flight(server: Served, stub):
     stub.ModelInfer(x_request("raising", 1.0))
     error_of(lambda: stub.ModelInfer(x_request("raising", -1.0)))
     assert samples_of(server.http)["tensorferry_in_flight_bytes", frozenset()] == 0
+
+
+def test_counts_within_one_scrape_agree(server: Served, stub):
+    for rows in (1, 2, 8):
+        stub.ModelInfer(request_of("identity_int16", {"x": np.zeros((rows, 2), np.int16)}))
+    samples = samples_of(server.http)
+    of_model = {
+        (name, dict(labels).get("le")): value
+        for (name, labels), value in samples.items()
+        if {("model", "identity_int16"), ("version", "1")} <= labels
+    }
+    answered = of_model["nv_inference_request_success_total", None]
+    for name, counted in (
+        ("queue", answered),
+        ("response", answered),
+        ("run", of_model["nv_inference_exec_count_total", None]),
+        ("hold", of_model["nv_inference_exec_count_total", None]),
+    ):
+        assert of_model[f"tensorferry_{name}_seconds_count", None] == counted >= 3
+        assert of_model[f"tensorferry_{name}_seconds_bucket", "+Inf"] == counted
+
+
+def test_tritons_names_stand_in_the_text_as_triton_writes_them(server: Served):
+    lines = fetch(server.http, "/metrics")[1].decode().splitlines()
+    assert "# TYPE nv_inference_request_success counter" in lines
+    assert any(
+        line.startswith('nv_inference_request_success{model="raising",version="1"} ') for line in lines
+    )
+
+
+def test_the_snapshot_tells_the_same_as_metrics(server: Served, stub):
+    stub.ModelInfer(x_request("raising", 1.0))
+    scraped = sample(server.http, "nv_inference_request_success_total", "raising")
+    status, body, kind = fetch(server.http, "/snapshot")
+    told = json.loads(body)
+    assert status == 200
+    assert kind.startswith("application/json")
+    assert told["at"] > 1.7e9
+    families = from_json(told["families"])
+    assert families["nv_inference_request_success"].values["raising", "1"] >= scraped >= 1
+    assert len(families["tensorferry_run_seconds"].distributions["raising", "1"].bounds) == 61
+
+
+def test_failed_calls_are_counted_by_their_code(server: Served, stub):
+    def not_found() -> float:
+        return samples_of(server.http)["tensorferry_request_errors_total", frozenset({("code", "NOT_FOUND")})]
+
+    before = not_found()
+    error_of(lambda: stub.ModelInfer(x_request("nobody", 1.0)))
+    assert not_found() == before + 1
+
+
+def test_nothing_that_a_caller_sends_makes_a_series(server: Served, stub):
+    def series() -> set[tuple[str, frozenset[tuple[str, str]]]]:
+        # The CPU's share is known from the second second on.
+        return {each for each in samples_of(server.http) if each[0] != "nv_cpu_utilization"}
+
+    stub.ModelInfer(x_request("raising", 1.0))
+    before = series()
+    for number in range(50):
+        odd = f'odd{number}\n"é'
+        wrong = x_request(odd, 1.0, request_id=odd)
+        error_of(lambda wrong=wrong: stub.ModelInfer(wrong))
+        versioned = x_request("raising", 1.0)
+        versioned.model_version = str(1000 + number)
+        error_of(lambda versioned=versioned: stub.ModelInfer(versioned))
+        right = x_request("raising", 1.0, request_id=odd)
+        right.parameters[odd].string_param = odd
+        right.parameters["label"].string_param = odd
+        error_of(lambda right=right: stub.ModelInfer(right))
+        del right.parameters["label"]
+        stub.ModelInfer(right, metadata=[(f"x-odd-{number}", "1"), ("traceparent", f"odd{number}")])
+    assert series() == before

@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 import torch
 from tests.integration.conftest import Served
-from tests.integration.support import error_of, x_request, y_of
+from tests.integration.support import error_of, wait_until, x_request, y_of
 from torch import Tensor, nn
 
 from tensorferry.testing.models import MARKER, write_model
@@ -39,6 +39,10 @@ class WrongDatatype(nn.Module):
         return x.to(torch.float64) if bool((x == 1.0).any()) else x
 
 
+def _lines(server: Served, reference: str) -> str:
+    return "".join(line for line in server.process.log().splitlines() if reference in line)
+
+
 def test_the_caller_gets_a_short_message_with_an_id_that_the_log_has(
     server: Served, stub: pb_grpc.GRPCInferenceServiceStub
 ):
@@ -49,8 +53,10 @@ def test_the_caller_gets_a_short_message_with_an_id_that_the_log_has(
     for forbidden in ("Traceback", "File ", "the marker is in the batch", "\n", "8192.125"):
         assert forbidden not in message
     (reference,) = re.findall(r"error id ([0-9a-f]+)", message)
+    # Lines are written by a thread: what was raised, and which call failed by it.
+    wait_until(lambda: "call failed" in _lines(server, reference), "the log says which call failed")
+    assert _lines(server, reference).count("model raised") == 1
     log = server.process.log()
-    assert log.count(reference) == 1
     logged = log[log.index("model raised") :]
     assert "the marker is in the batch" in logged
     assert "Traceback" in logged

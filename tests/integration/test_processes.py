@@ -26,7 +26,6 @@ from tests.integration.support import (
 from tensorferry.testing.gate import Gate, write_gated
 from tensorferry.testing.models import write_raising
 from tensorferry.testing.process import SERVE, ServerProcess
-from tensorferry.wire import open_inference_pb2 as pb
 from tensorferry.wire import open_inference_pb2_grpc as pb_grpc
 
 Launch = Callable[..., ServerProcess]
@@ -119,18 +118,68 @@ def call_all(opened: list[Stub]) -> None:
 def test_both_processes_answer_on_one_port_and_their_metrics_add_up(server: ServerProcess):
     with stubs(server) as opened:
         call_all(opened)
-        asked = pb.ModelStatisticsRequest(name="raising")
-        answers = {stub.ModelStatistics(asked).SerializeToString() for stub in opened}
-    # Times in nanoseconds tell the processes apart.
-    counts = [
-        pb.ModelStatisticsResponse.FromString(answer).model_stats[0].inference_stats.success.count
-        for answer in answers
-    ]
-    assert len(counts) == PROCESSES
-    assert min(counts) >= CALLS_EACH
-    assert sum(counts) == CONNECTIONS * CALLS_EACH
-    summed = sample(server.http_address, "nv_inference_request_success_total", "raising")
-    assert summed == CONNECTIONS * CALLS_EACH
+        assert all(connections_of(pid, server) for pid in children(server.pid))
+    samples = samples_of(server.http_address)
+    of_model = frozenset({("model", "raising"), ("version", "1")})
+    assert samples["nv_inference_request_success_total", of_model] == CONNECTIONS * CALLS_EACH
+    assert samples["tensorferry_response_seconds_count", of_model] == CONNECTIONS * CALLS_EACH
+    assert samples["tensorferry_worker_streams", of_model] == PROCESSES
+    assert samples["tensorferry_model_ready", of_model] == 1
+    assert samples["tensorferry_processes", frozenset()] == PROCESSES
+    assert samples["tensorferry_server_ready", frozenset()] == 1
+
+
+def test_counts_outlive_the_process_that_counted_them(server: ServerProcess):
+    def answered() -> float:
+        return sample(server.http_address, "nv_inference_request_success_total", "raising")
+
+    def processes() -> tuple[float, float, float]:
+        samples = samples_of(server.http_address)
+        names = ("tensorferry_processes", "tensorferry_process_restarts_total", "tensorferry_server_ready")
+        one, two, three = (samples[name, frozenset()] for name in names)
+        return one, two, three
+
+    with stubs(server) as opened:
+        call_all(opened)
+    assert answered() == CONNECTIONS * CALLS_EACH
+    os.kill(children(server.pid)[0], signal.SIGKILL)
+    wait_until(lambda: processes() == (PROCESSES - 1, 0, 0), "one process is missing")
+    assert answered() == CONNECTIONS * CALLS_EACH
+    wait_until(lambda: processes() == (PROCESSES, 1, 1), "it was started again")
+    assert answered() == CONNECTIONS * CALLS_EACH
+    with stubs(server) as opened:
+        call_all(opened)
+    assert answered() == 2 * CONNECTIONS * CALLS_EACH
+
+
+def test_a_process_that_hangs_counts_with_what_it_told_last(server: ServerProcess):
+    def answered() -> float:
+        return sample(server.http_address, "nv_inference_request_success_total", "raising")
+
+    def processes() -> float:
+        return samples_of(server.http_address)["tensorferry_processes", frozenset()]
+
+    with stubs(server) as opened:
+        call_all(opened)
+    assert answered() == CONNECTIONS * CALLS_EACH
+    hanging = children(server.pid)[0]
+    os.kill(hanging, signal.SIGSTOP)
+    try:
+        assert processes() == PROCESSES - 1
+        assert answered() == CONNECTIONS * CALLS_EACH
+    finally:
+        os.kill(hanging, signal.SIGCONT)
+    wait_until(lambda: processes() == PROCESSES, "it answers again")
+    assert answered() == CONNECTIONS * CALLS_EACH
+
+
+def connections_of(pid: int, server: ServerProcess) -> int:
+    """How many gRPC connections a process has accepted."""
+    sockets = {link.readlink().name for link in Path(f"/proc/{pid}/fd").iterdir()}
+    port = int(server.grpc_address.rpartition(":")[2])
+    lines = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+    established = [line for line in lines if int(line[1].rpartition(":")[2], 16) == port and line[3] == "01"]
+    return sum(f"socket:[{line[9]}]" in sockets for line in established)
 
 
 def test_when_one_is_killed_the_other_serves_and_it_is_started_again(server: ServerProcess):
@@ -150,8 +199,7 @@ def test_when_one_is_killed_the_other_serves_and_it_is_started_again(server: Ser
     assert set(after) & set(before) == {before[1]}
     with stubs(server) as opened:
         call_all(opened)
-        asked = pb.ModelStatisticsRequest(name="raising")
-        assert len({stub.ModelStatistics(asked).SerializeToString() for stub in opened}) == PROCESSES
+        assert all(connections_of(pid, server) for pid in after)
     server.send_signal(signal.SIGTERM)
     assert server.wait() == 0
 

@@ -3,7 +3,7 @@
 The splitter stands before the batcher. A request that fits passes straight through. A larger one
 becomes pieces of at most ``max_batch_size`` rows, which are views of its data and ordinary requests to
 the batcher: each has the whole's deadline, timeout and priority, takes a place in the queue, and is
-counted there as a request.
+counted there as a request; ``Splitter.statistics`` puts the counts right.
 
 Contracts:
 
@@ -14,10 +14,13 @@ Contracts:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 from tensorferry.batching.pending import DONE, Intake, Pending
+from tensorferry.batching.statistics import BatcherStatistics, compute_of, failure_reason
 from tensorferry.errors import Cancelled, ModelFailed, TensorferryError
 from tensorferry.model import Bound, ModelSpec
 from tensorferry.tensors import Tensor
@@ -48,6 +51,7 @@ class Splitter:
         self._max_rows = spec.max_batch_size
         #: The requests that have been split and have no outcome yet.
         self._splits: dict[Pending, _Split] = {}
+        self._surplus = _Surplus()
 
     def submit(self, request: Pending) -> None:
         """Submit a request, or all of its pieces at once.
@@ -66,11 +70,15 @@ class Splitter:
                 if request not in self._splits:
                     # A piece has failed already, and so has the whole; perhaps not this one.
                     self._abandon(split)
+                    self._surplus.count(piece)
                     return
         except Exception as error:
             has_outcome = request not in self._splits
             self._abandon(split)
-            if has_outcome and isinstance(error, TensorferryError):
+            if not has_outcome:
+                self._surplus.count_outcomes(split)
+            elif isinstance(error, TensorferryError):
+                self._surplus.failures[failure_reason(error)] += 1
                 return  # the caller has been told of an earlier piece's failure, and is told once
             # The request is the caller's again: its pieces' outcomes concern nobody any more.
             request.state = DONE
@@ -82,6 +90,17 @@ class Splitter:
             self._inner.cancel(request)
         elif (split := self._splits.get(request)) is not None:
             self._fail(split, Cancelled("the caller cancelled the request"))
+
+    def statistics(self, inner: BatcherStatistics) -> BatcherStatistics:
+        """Return the batcher's counts with a split request counted once: as answered, late or failed.
+
+        Its times are those of the piece that was answered last. Only the distributions and
+        ``failure_ns`` go on counting each piece.
+        """
+        surplus = self._surplus.copy()
+        for split in self._splits.values():
+            surplus.count_outcomes(split)
+        return surplus.taken_from(inner)
 
     def __repr__(self) -> str:
         return f"<Splitter {len(self._splits)} split requests in flight>"
@@ -101,11 +120,15 @@ class Splitter:
             self._fail(split, ModelFailed(f"model {self._name!r}: {error}"))
             return
         del self._splits[split.request]
-        split.request.record = piece.record  # of the last piece to be answered
+        self._surplus.count_outcomes(split)
+        self._surplus.count(piece, -1)  # the time of the whole is that of the last to be answered
+        split.request.record = piece.record
         split.request.finish(outputs, 0, split.request.bound.rows)
 
     def _fail(self, split: _Split, error: TensorferryError) -> None:
         self._abandon(split)
+        self._surplus.count_outcomes(split)
+        self._surplus.failures[failure_reason(error)] -= 1  # the whole's own
         split.request.fail(error)
 
     def _abandon(self, split: _Split) -> None:
@@ -114,6 +137,63 @@ class Splitter:
         for piece in split.pieces[: split.submitted]:
             if piece.state != DONE:
                 self._inner.cancel(piece)
+
+
+class _Surplus:
+    """What the batcher counts of pieces beyond what it would of the requests that they are pieces of."""
+
+    def __init__(self) -> None:
+        self.answered = 0
+        self.late = 0
+        self.queue_ns = 0
+        self.input_ns = 0
+        self.infer_ns = 0
+        self.output_ns = 0
+        self.failures = Counter[str]()
+
+    def copy(self) -> _Surplus:
+        """Return the counts of this moment."""
+        other = _Surplus()
+        vars(other).update(vars(self))
+        other.failures = self.failures.copy()
+        return other
+
+    def count_outcomes(self, split: _Split) -> None:
+        """Count the pieces that have an outcome."""
+        for piece in split.pieces[: split.submitted]:
+            if piece.state == DONE:
+                self.count(piece)
+
+    def count(self, piece: Pending, times: int = 1) -> None:
+        """Count a piece as the batcher has."""
+        record = piece.record
+        if piece.error is not None:
+            self.failures[failure_reason(piece.error)] += times
+        elif record is not None:
+            input_ns, infer_ns, output_ns = compute_of(record)
+            self.answered += times
+            self.late += times * (piece.limit < record.ended_at)
+            self.queue_ns += times * int((record.started_at - piece.enqueued_at) * 1e9)
+            self.input_ns += times * input_ns
+            self.infer_ns += times * infer_ns
+            self.output_ns += times * output_ns
+
+    def taken_from(self, counts: BatcherStatistics) -> BatcherStatistics:
+        """Return ``counts`` less these."""
+        failures = {reason: count - self.failures[reason] for reason, count in counts.failures.items()}
+        total_ns = self.queue_ns + self.input_ns + self.infer_ns + self.output_ns
+        return replace(
+            counts,
+            success_count=counts.success_count - self.answered,
+            success_ns=counts.success_ns - total_ns,
+            failure_count=sum(failures.values()),
+            failures=failures,
+            late_count=counts.late_count - self.late,
+            queue_ns=counts.queue_ns - self.queue_ns,
+            compute_input_ns=counts.compute_input_ns - self.input_ns,
+            compute_infer_ns=counts.compute_infer_ns - self.infer_ns,
+            compute_output_ns=counts.compute_output_ns - self.output_ns,
+        )
 
 
 def _cut(request: Pending, max_rows: int, on_done: Callable[[Pending], None]) -> Iterator[Pending]:

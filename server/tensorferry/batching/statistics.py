@@ -23,6 +23,7 @@ __all__ = [
     "BatcherStatistics",
     "Counters",
     "Histograms",
+    "compute_of",
     "failure_reason",
 ]
 
@@ -44,6 +45,18 @@ def failure_reason(error: TensorferryError) -> str:
     if isinstance(error, ModelFailed):
         return "BACKEND"
     return "OTHER"
+
+
+def compute_of(record: BatchRecord) -> tuple[int, int, int]:
+    """Return the nanoseconds of input, infer and output that a request of the batch has counted.
+
+    Together they are all the time since the batch left. What isn't the run's own goes to the outputs: it
+    is spent on the way back, above all.
+    """
+    result = record.result
+    input_ns, infer_ns = result.input_ns, result.infer_ns
+    rest_ns = int((record.ended_at - record.started_at) * 1e9) - input_ns - infer_ns
+    return input_ns, infer_ns, max(rest_ns, result.output_ns)
 
 
 @dataclass(slots=True)
@@ -170,20 +183,17 @@ class Counters:
     def answered(self, waits_s: list[float], late: int, record: BatchRecord) -> None:
         """Count the answered requests of one batch by how long each waited, in seconds; sorts the list."""
         requests = len(waits_s)
-        result = record.result
-        input_ns, infer_ns = result.input_ns, result.infer_ns
         taken_s = record.ended_at - record.started_at
-        compute_ns = max(int(taken_s * 1e9), input_ns + infer_ns + result.output_ns)
+        input_ns, infer_ns, output_ns = compute_of(record)
         waited_s = waits_s[0] if requests == 1 else sum(waits_s)
         queue_ns = int(waited_s * 1e9)
         self.success_count += requests
         self.late_count += late
-        self.success_ns += queue_ns + requests * compute_ns
+        self.success_ns += queue_ns + requests * (input_ns + infer_ns + output_ns)
         self.queue_ns += queue_ns
         self.compute_input_ns += requests * input_ns
         self.compute_infer_ns += requests * infer_ns
-        # What is left of the time goes to the outputs: it is spent on the way back, above all.
-        self.compute_output_ns += requests * (compute_ns - input_ns - infer_ns)
+        self.compute_output_ns += requests * output_ns
         if self.histograms is None or not requests:
             return
         if requests == 1:
@@ -193,6 +203,25 @@ class Counters:
             waits_s.sort()
             self.histograms.queue.add_sorted(waits_s, waited_s)
             self.histograms.response.add_sorted(waits_s, waited_s, taken_s)
+
+    def answered_whole(self, rows: int, age_s: float, compute: RunResult, is_late: bool = False) -> None:
+        """Count a request that was answered by the runs of others, ``age_s`` after it came.
+
+        ``compute`` has their durations together; what is more of them than of the request's own time is
+        that of runs which began before it came. The rest of its time is counted as waiting.
+        """
+        left_ns = age_ns = int(age_s * 1e9)
+        parts_ns = []
+        for part_ns in (compute.input_ns, compute.infer_ns, compute.output_ns):
+            parts_ns.append(min(part_ns, left_ns))
+            left_ns -= parts_ns[-1]
+        self.executed(rows, RunResult([], *parts_ns))
+        self.queue_ns += left_ns
+        self.compute_input_ns += parts_ns[0]
+        self.compute_infer_ns += parts_ns[1]
+        self.compute_output_ns += parts_ns[2]
+        self.answered_alone(age_s, is_late)
+        assert age_ns == left_ns + sum(parts_ns)
 
     def answered_alone(self, age_s: float, is_late: bool = False) -> None:
         """Count a request that was answered ``age_s`` after it came, not by a batch of its own."""

@@ -7,18 +7,23 @@ return serialised messages of ``protos/rollout.proto``, which both ways can pass
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from tensorferry.control.adjusting import NONE, Adjustables, adjusted
 from tensorferry.control.book import check_mode
 from tensorferry.control.channel import Channel, Handler
 from tensorferry.control.coordinator import Coordinator
 from tensorferry.control.fleet import VersionState
 from tensorferry.control.rollout_calls import RolloutCalls
+from tensorferry.control.statistics import VersionStatistics
 from tensorferry.repository.overrides import write_files
 
-__all__ = ["Control", "LocalControl", "RemoteControl", "handlers_of"]
+__all__ = ["Adjust", "Control", "LocalControl", "RemoteControl", "handlers_of"]
+
+#: ``FleetAdjusting.adjust``.
+Adjust = Callable[[str, str, Mapping[str, Any]], Awaitable[dict[str, Any]]]
 
 
 class Control(Protocol):
@@ -40,13 +45,24 @@ class Control(Protocol):
         """Answer a call of the service ModelRollout; see ``RolloutCalls``."""
         ...
 
+    async def statistics(self, name: str, version: str) -> Sequence[VersionStatistics]:
+        """Return the counts of all processes together; see ``Fleet.statistics``."""
+        ...
+
+    async def adjust(self, group: str, scope: str, change: Mapping[str, Any]) -> dict[str, Any]:
+        """Change settings in every process of this server; see ``FleetAdjusting.adjust``."""
+        ...
+
 
 class LocalControl:
     """The coordinator is in this process."""
 
-    def __init__(self, coordinator: Coordinator, calls: RolloutCalls) -> None:
+    def __init__(
+        self, coordinator: Coordinator, calls: RolloutCalls, adjustables: Adjustables = NONE
+    ) -> None:
         self._coordinator = coordinator
         self._calls = calls
+        self._adjustables = adjustables
 
     async def load(self, name: str, config: str | None, files: Mapping[str, bytes]) -> None:
         """See ``Control``."""
@@ -64,6 +80,14 @@ class LocalControl:
     async def rollout(self, method: str, body: bytes) -> bytes:
         """See ``Control``."""
         return await self._calls.call(method, body)
+
+    async def statistics(self, name: str, version: str) -> Sequence[VersionStatistics]:
+        """See ``Control``."""
+        return await self._coordinator.statistics(name, version)
+
+    async def adjust(self, group: str, scope: str, change: Mapping[str, Any]) -> dict[str, Any]:
+        """See ``Control``."""
+        return adjusted(self._adjustables, group, scope, change)
 
 
 class RemoteControl:
@@ -92,8 +116,20 @@ class RemoteControl:
         """See ``Control``."""
         return bytes.fromhex(await self._channel.call("rollout", method=method, body=body.hex()))
 
+    async def statistics(self, name: str, version: str) -> Sequence[VersionStatistics]:
+        """See ``Control``."""
+        answer = await self._channel.call("statistics", name=name, version=version)
+        return [VersionStatistics.from_json(line) for line in answer]
 
-def handlers_of(coordinator: Coordinator, calls: RolloutCalls) -> dict[str, Handler]:
+    async def adjust(self, group: str, scope: str, change: Mapping[str, Any]) -> dict[str, Any]:
+        """See ``Control``."""
+        answer: dict[str, Any] = await self._channel.call(
+            "adjust", group=group, scope=scope, change=dict(change)
+        )
+        return answer
+
+
+def handlers_of(coordinator: Coordinator, calls: RolloutCalls, adjust: Adjust) -> dict[str, Handler]:
     """Return the parent's handlers of what ``RemoteControl`` calls."""
 
     async def load(name: str, config: str | None, given: str | None) -> None:
@@ -111,7 +147,17 @@ def handlers_of(coordinator: Coordinator, calls: RolloutCalls) -> dict[str, Hand
     async def rollout(method: str, body: str) -> str:
         return (await calls.call(method, bytes.fromhex(body))).hex()
 
-    return {"load": load, "unload": unload, "index": index, "rollout": rollout}
+    async def statistics(name: str, version: str) -> list[list[object]]:
+        return [line.to_json() for line in await coordinator.statistics(name, version)]
+
+    return {
+        "load": load,
+        "unload": unload,
+        "index": index,
+        "rollout": rollout,
+        "statistics": statistics,
+        "adjust": adjust,
+    }
 
 
 async def _written(name: str, config: str | None, files: Mapping[str, bytes]) -> Path | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -20,6 +20,7 @@ import structlog
 from tensorferry.control.book import Book, Change, Settings, check_mode, remove_given
 from tensorferry.control.fleet import VersionState
 from tensorferry.control.orders import Order, read_order, read_rollout
+from tensorferry.control.statistics import VersionStatistics
 from tensorferry.errors import (
     ConfigurationError,
     InvalidRequest,
@@ -198,6 +199,10 @@ class Coordinator(Book):
         async with self._locks[name]:
             rollout = await self._rollout_in(name, directory)
             await self._apply(Order(name, directory, None, rollout))
+
+    async def statistics(self, name: str, version: str) -> Sequence[VersionStatistics]:
+        """Return the versions' counts; see ``Fleet``."""
+        return await self._fleet.statistics(name, version)
 
     async def index(self) -> dict[str, list[VersionState]]:
         """Return every model of the repository, and how its versions are; none, if it isn't loaded."""

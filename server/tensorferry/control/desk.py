@@ -18,6 +18,7 @@ import structlog
 
 from tensorferry.config import ServerConfig
 from tensorferry.control.access import Control, LocalControl, RemoteControl
+from tensorferry.control.adjusting import NONE, Adjustables, ProcessAdjusting
 from tensorferry.control.book import Settings
 from tensorferry.control.canaries import TICK_S, Canaries
 from tensorferry.control.channel import Channel
@@ -44,8 +45,13 @@ class ControlDesk(Protocol):
         """Return what to serve first."""
         ...
 
-    def connect(self, engine: Engine, on_change: Callable[[], None]) -> Control:
-        """Command ``engine`` from now on; ``on_change`` is called when what is served has changed."""
+    def connect(
+        self, engine: Engine, on_change: Callable[[], None], adjustables: Adjustables = NONE
+    ) -> Control:
+        """Command ``engine``, and this process's ``adjustables``, from now on.
+
+        ``on_change`` is called when what is served has changed.
+        """
         ...
 
     async def start(self) -> None:
@@ -119,11 +125,13 @@ class LocalDesk:
         """See ``ControlDesk``."""
         return self._command.first_orders()
 
-    def connect(self, engine: Engine, on_change: Callable[[], None]) -> Control:
+    def connect(
+        self, engine: Engine, on_change: Callable[[], None], adjustables: Adjustables = NONE
+    ) -> Control:
         """See ``ControlDesk``."""
         self._fleet.connect(engine, on_change)
         engine.observers.on_progress = self._command.canaries.progress
-        return LocalControl(self._command.coordinator, self._command.calls)
+        return LocalControl(self._command.coordinator, self._command.calls, adjustables)
 
     async def start(self) -> None:
         """See ``ControlDesk``."""
@@ -142,7 +150,9 @@ class RemoteDesk:
         self._mode = mode
         self._fleet = LocalFleet()
         self._closing = False
-        self._channel = Channel(process_handlers(self._fleet), self._ended)
+        self._adjusting = ProcessAdjusting()
+        handlers = {**process_handlers(self._fleet), "adjust": self._adjusting.adjust}
+        self._channel = Channel(handlers, self._ended)
         self._reporter: CountsReporter | None = None
 
     async def open(self) -> Sequence[Order]:
@@ -151,9 +161,12 @@ class RemoteDesk:
         orders = await self._channel.call("join")
         return [Order.from_json(order) for order in orders]
 
-    def connect(self, engine: Engine, on_change: Callable[[], None]) -> Control:
+    def connect(
+        self, engine: Engine, on_change: Callable[[], None], adjustables: Adjustables = NONE
+    ) -> Control:
         """See ``ControlDesk``."""
         self._fleet.connect(engine, on_change)
+        self._adjusting.connect(adjustables)
         self._reporter = CountsReporter(engine, self._channel)
         return RemoteControl(self._channel, self._mode)
 

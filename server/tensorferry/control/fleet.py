@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from tensorferry.control.orders import Order, read_order
+from tensorferry.control.statistics import VersionStatistics, statistics_of
 from tensorferry.engine import Engine, ModelState
 from tensorferry.engine.transition import Transition
 from tensorferry.errors import Unavailable
@@ -69,6 +70,10 @@ class Fleet(Protocol):
 
     async def states(self) -> Mapping[str, Sequence[VersionState]]:
         """Return every model's versions."""
+        ...
+
+    async def statistics(self, name: str, version: str) -> Sequence[VersionStatistics]:
+        """Return the versions' counts, of all processes together; "" stands for every name or version."""
         ...
 
     def counts(self, name: str) -> Mapping[int, ArmCounts]:
@@ -154,6 +159,10 @@ class LocalFleet:
             if all(line.version != live.asked.version for line in lines):
                 lines.append(VersionState(live.asked.version, live.state.value, live.reason))
         return states
+
+    async def statistics(self, name: str, version: str) -> Sequence[VersionStatistics]:
+        """See ``Fleet``."""
+        return statistics_of(self._engine, name, version)
 
     def counts(self, name: str) -> Mapping[int, ArmCounts]:
         """See ``Fleet``."""

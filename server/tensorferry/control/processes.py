@@ -16,9 +16,11 @@ from typing import Any, Final
 
 import structlog
 
+from tensorferry.control.adjusting import NONE, Adjustables, FleetAdjusting
 from tensorferry.control.channel import Channel, Handler
 from tensorferry.control.fleet import LocalFleet, Prepared, VersionState
 from tensorferry.control.orders import Order
+from tensorferry.control.statistics import FleetStatistics, VersionStatistics
 from tensorferry.engine import Engine
 from tensorferry.engine.rollouts import Comparison, comparison_of
 from tensorferry.errors import NotFound, TensorferryError, Unavailable
@@ -52,23 +54,30 @@ class _Change:
 
 
 class ProcessFleet:
-    """The processes that have joined. Used on the parent's loop thread."""
+    """The processes that have joined. Used on the parent's loop thread.
 
-    def __init__(self) -> None:
+    ``own`` are the settings that the parent has, too.
+    """
+
+    def __init__(self, own: Adjustables = NONE) -> None:
         self._members: dict[int, Channel] = {}
+        self.adjusting = FleetAdjusting(self._members, own)
         self._tickets = itertools.count(1)
         self._changes: dict[int, _Change] = {}
         self._comparisons: dict[str, Comparison | None] = {}
+        self._statistics = FleetStatistics()
         self._counts: dict[tuple[str, int], dict[int, ArmCounts]] = {}
         self._shadow_counts: dict[tuple[str, int], dict[int, ShadowCounts]] = {}
 
     def join(self, number: int, channel: Channel) -> None:
         """Command a process from now on: it has just been given the orders."""
         self._members[number] = channel
+        self.adjusting.tell_all(channel)
 
     def leave(self, number: int) -> None:
         """Forget a process, and what it has counted."""
         self._members.pop(number, None)
+        self._statistics.leave(number)
         for change in self._changes.values():
             change.asked.discard(number)
             change.prepared.pop(number, None)  # a new process of that number has tickets of its own
@@ -157,6 +166,7 @@ class ProcessFleet:
     async def unload(self, name: str) -> None:
         """See ``Fleet``."""
         await self._all("unload_model", name=name)
+        self._statistics.forget(name)
 
     async def states(self) -> Mapping[str, Sequence[VersionState]]:
         """See ``Fleet``. Of several processes' states the one that is farthest from ready."""
@@ -172,6 +182,16 @@ class ProcessFleet:
         for (name, _), state in sorted(found.items()):
             states.setdefault(name, []).append(state)
         return states
+
+    async def statistics(self, name: str, version: str) -> Sequence[VersionStatistics]:
+        """See ``Fleet``. What those that have died told last is in it."""
+        told = await self._all("statistics", name=name, version=version)
+        answers = {
+            process: [VersionStatistics.from_json(line) for line in lines]
+            for process, lines in told.items()
+            if process in self._members
+        }
+        return self._statistics.total(answers, name, version)
 
     def counts(self, name: str) -> Mapping[int, ArmCounts]:
         """See ``Fleet``."""
@@ -285,6 +305,9 @@ def process_handlers(fleet: LocalFleet) -> dict[str, Handler]:
             name: [[each.version, each.state, each.reason] for each in own] for name, own in lines.items()
         }
 
+    async def statistics(name: str, version: str) -> list[list[object]]:
+        return [line.to_json() for line in await fleet.statistics(name, version)]
+
     async def learn(name: str, labels: list[list[Any]]) -> int:
         return await fleet.learn(name, [(bytes.fromhex(key), value) for key, value in labels])
 
@@ -299,6 +322,7 @@ def process_handlers(fleet: LocalFleet) -> dict[str, Handler]:
         "unload_model": unload_model,
         "counts_of": counts_of,
         "states": states,
+        "statistics": statistics,
         "learn": learn,
         "pairs": pairs,
     }

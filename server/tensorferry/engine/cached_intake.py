@@ -78,6 +78,8 @@ class CachedIntake:
         self._closed: TensorferryError | None = None
         self._counters = Counters()
         self._cache_counters = CacheCounters()
+        #: Nanoseconds that answered requests spent here: neither looking up nor in the inner intake.
+        self._waited_ns = 0
 
     # -- requests -------------------------------------------------------------------------------
 
@@ -130,7 +132,7 @@ class CachedIntake:
         for request, answer, lookup_s in hits:
             if request.state != DONE:
                 self._cache_counters.hit(1, lookup_s)
-                self._succeed(request)
+                self._waited_ns += int(max(0.0, self._succeed(request) - lookup_s) * 1e9)
                 request.finish(answer[0], 0, answer[1])
 
     # -- runs -----------------------------------------------------------------------------------
@@ -181,6 +183,7 @@ class CachedIntake:
         done = partial(self._finished, run)
         pending = Pending(lead.bound, done, deadline, lead.parts, lead.timeout_s, lead.priority)
         run.pending = pending
+        pending.enqueued_at = self._clock.now()
         self._inner.submit(pending)
 
     def _finished(self, run: Run, pending: Pending) -> None:
@@ -193,23 +196,31 @@ class CachedIntake:
             for request in members:
                 self._fail(request, error)
             return
-        answered = self._deliver(pending, members)
+        answered, follow_s = self._deliver(pending, members)
         started = self._clock.now()
         if self._closed is None:
             self._cache.keep(run.key, pending)
         if answered:
             self._cache_counters.miss(run.lookup_s + self._clock.now() - started)
+        if answered > 1:
             self._cache_counters.hit(answered - 1, run.follow_s)
+            self._waited_ns += int(max(0.0, follow_s - run.follow_s) * 1e9)
 
-    def _deliver(self, pending: Pending, members: list[Pending]) -> int:
+    def _deliver(self, pending: Pending, members: list[Pending]) -> tuple[int, float]:
+        """Answer them; return how many, and the seconds since they came of all but the first."""
         answered = 0
+        follow_s = 0.0
         for request in members:
             if request.state != DONE:  # else the callback of one before has cancelled it
                 answered += 1
-                self._succeed(request)
+                age_s = self._succeed(request)
+                if answered > 1:
+                    follow_s += age_s
+                else:  # the inner intake counts it, from the submission on
+                    self._waited_ns += int(max(0.0, pending.enqueued_at - request.enqueued_at) * 1e9)
                 request.record = pending.record
                 request.finish(pending.batch_outputs, pending.first_row, pending.batch_rows)
-        return answered
+        return answered, follow_s
 
     def _is_the_leads_own(self, error: TensorferryError) -> bool:
         """Whether the run ended for the lead's deadline, which is not the followers'.
@@ -295,9 +306,12 @@ class CachedIntake:
             self._counters.failed(failure_reason(error), self._clock.now() - request.enqueued_at)
             request.fail(error)
 
-    def _succeed(self, request: Pending) -> None:
+    def _succeed(self, request: Pending) -> float:
+        """Count a request as answered; return the seconds since it came."""
         now = self._clock.now()
-        self._counters.answered_alone(now - request.enqueued_at, request.limit < now)
+        age_s = now - request.enqueued_at
+        self._counters.answered_alone(age_s, request.limit < now)
+        return age_s
 
     # -- how things are -------------------------------------------------------------------------
 
@@ -309,13 +323,16 @@ class CachedIntake:
     def statistics(self, inner: BatcherStatistics) -> BatcherStatistics:
         """Return the inner intake's counts with those of requests put right.
 
-        It knows of runs; how many requests each answered or failed is counted here.
+        It knows of runs; how many requests each answered or failed is counted here. A run's time is that
+        of the first request that it answered. The others' is their look-up, in ``cache_statistics``, and
+        else waiting: the total is queue, compute and ``CacheStatistics.hit_ns`` together.
         """
         mine = self._counters
         return replace(
             inner,
             success_count=mine.success_count,
-            success_ns=mine.success_ns,
+            success_ns=inner.success_ns + self._waited_ns + self._cache_counters.snapshot().hit_ns,
+            queue_ns=inner.queue_ns + self._waited_ns,
             late_count=mine.late_count,
             histograms=_of_requests(inner.histograms, mine.histograms),
             failure_count=mine.failure_count,

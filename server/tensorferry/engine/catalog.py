@@ -217,6 +217,11 @@ class Catalog:
         """Return how a model's versions are rolled out."""
         return self._rollouts.get(name, EMPTY)
 
+    def shares(self, name: str) -> dict[int, float]:
+        """Return the part of a model's requests that each version gets which name neither it nor a label."""
+        route = self._inner_routes.get((name, "", ""))
+        return route.shares if route is not None else {}
+
     @property
     def observers(self) -> Rollouts:
         """What the rollouts' arms have answered."""

@@ -27,7 +27,7 @@ from tensorferry.clock import Clock
 from tensorferry.engine.ensemble_members import MAX_DEPTH, Member, Resolve, missing
 from tensorferry.engine.ensemble_stage import Stage
 from tensorferry.errors import Cancelled, ModelFailed, TensorferryError
-from tensorferry.model import ModelSpec, TensorSpec
+from tensorferry.model import ModelSpec, RunResult, TensorSpec
 from tensorferry.tensors import Tensor
 
 __all__ = ["EnsembleIntake"]
@@ -40,7 +40,7 @@ class EnsembleIntake:
     are in flight still have steps to go.
     """
 
-    def __init__(self, spec: ModelSpec, resolve: Resolve, clock: Clock) -> None:
+    def __init__(self, spec: ModelSpec, resolve: Resolve, clock: Clock, has_histograms: bool = True) -> None:
         self._spec = spec
         self._resolve = resolve
         self._clock = clock
@@ -54,7 +54,7 @@ class EnsembleIntake:
         #: The requests that have no outcome yet.
         self._chains: dict[Pending, _Chain] = {}
         self._idle_event = asyncio.Event()
-        self._counters = Counters()
+        self._counters = Counters(has_histograms)
 
     # -- requests -------------------------------------------------------------------------------
 
@@ -133,6 +133,8 @@ class EnsembleIntake:
             return  # the request has its outcome
         # They know each other. Left so, they would wait for the garbage collector with all their data.
         step.chain = chain.step = None
+        if step.record is not None:
+            chain.add(step.record.result)
         stage = self._stages[chain.done]
         error: TensorferryError | None
         if step.error is not None:
@@ -159,8 +161,11 @@ class EnsembleIntake:
                 return
             outputs.append(Tensor(declared.name, tensor.datatype, tensor.shape, tensor.data))
         age_s = self._clock.now() - request.enqueued_at
-        self._counters.executed(request.bound.rows)
-        self._counters.answered_alone(age_s, request.limit < request.enqueued_at + age_s)
+        compute = RunResult([], chain.input_ns, chain.infer_ns, chain.output_ns)
+        is_late = request.limit < request.enqueued_at + age_s
+        self._counters.answered_whole(request.bound.rows, age_s, compute, is_late)
+        if isinstance(request, _Step) and request.chain is not None:
+            request.chain.add(compute)
         del self._chains[request]
         request.finish(outputs, 0, rows)
         self._announce_idle()
@@ -215,7 +220,8 @@ class EnsembleIntake:
     def statistics(self) -> BatcherStatistics:
         """Return a snapshot of the counts, of whole requests.
 
-        Each is an execution. Where its time went, in queues or in runs, the steps' models count.
+        Each is an execution. Its compute times are those of its steps' runs; the rest of its time, in
+        their queues and between them, counts as waiting.
         """
         return self._counters.snapshot(0, len(self._chains))
 
@@ -230,9 +236,21 @@ class _Chain:
     ``tensors`` are the ensemble's: the inputs, then what each step has written, in the order in which
     the steps name them. ``done`` counts the steps that are over. ``depth`` is 1 for a caller's request,
     and one more than its caller's for that of an ensemble. ``ending`` is why no other step may start.
+    The three durations are of the runs that answered its steps, in nanoseconds.
     """
 
-    __slots__ = ("depth", "done", "ending", "live", "request", "step", "tensors")
+    __slots__ = (
+        "depth",
+        "done",
+        "ending",
+        "infer_ns",
+        "input_ns",
+        "live",
+        "output_ns",
+        "request",
+        "step",
+        "tensors",
+    )
 
     def __init__(self, request: Pending) -> None:
         self.request = request
@@ -245,7 +263,14 @@ class _Chain:
         self.live: Member | None = None
         self.step: _Step | None = None
         self.ending: TensorferryError | None = None
+        self.input_ns = self.infer_ns = self.output_ns = 0
         request.state = RUNNING
+
+    def add(self, run: RunResult) -> None:
+        """Count the durations of a step's run."""
+        self.input_ns += run.input_ns
+        self.infer_ns += run.infer_ns
+        self.output_ns += run.output_ns
 
 
 class _Step(Pending):

@@ -29,7 +29,7 @@ from tensorferry.execution.pool import Pool, open_pool
 from tensorferry.model import ModelSpec
 from tensorferry.repository import manifest
 
-__all__ = ["Intake", "LiveModel", "Means", "ModelState"]
+__all__ = ["ExecutionState", "Intake", "LiveModel", "Means", "ModelState"]
 
 _log = structlog.get_logger("tensorferry.engine")
 
@@ -57,6 +57,16 @@ class Means:
     resolve: Resolve | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ExecutionState:
+    """A version's worker streams at one moment, and how often it has moved on or off the loop thread."""
+
+    streams: int = 0
+    busy: int = 0
+    is_inline: bool = False
+    moves: int = 0
+
+
 class LiveModel:
     """A version, its streams and its batcher. Owned by the engine, used on the loop thread.
 
@@ -75,6 +85,7 @@ class LiveModel:
         self._pool: Pool | None = None
         self._batcher: Batcher | None = None
         self._intake: Intake | None = None
+        self._splitter: Splitter | None = None
         self._cached: CachedIntake | None = None
 
     def check_ready(self) -> Intake:
@@ -107,7 +118,9 @@ class LiveModel:
             pool.report.run_s,
             means.has_histograms,
         )
-        intake = _intake(pool.spec, self._batcher)
+        intake: Intake = self._batcher
+        if pool.spec.batching.split_oversized and pool.spec.has_batch_dimension:
+            intake = self._splitter = Splitter(intake, pool.spec)
         if means.cache is not None and _is_cached(pool.spec, means.cache):
             intake = self._cached = CachedIntake(pool.spec, means.cache, intake, means.clock, means.admission)
         self.state = ModelState.READY
@@ -176,7 +189,16 @@ class LiveModel:
         if self._batcher is None:
             return Counters().snapshot(0, 0)
         counts = self._batcher.statistics()
+        if self._splitter is not None:
+            counts = self._splitter.statistics(counts)
         return counts if self._cached is None else self._cached.statistics(counts)
+
+    def execution(self) -> ExecutionState:
+        """Return where and on how many streams the version runs now; zeros while it has none."""
+        pool = self._pool
+        if pool is None:
+            return ExecutionState()
+        return ExecutionState(pool.count, pool.count - pool.idle, pool.is_inline, pool.moves)
 
     def cache_statistics(self) -> CacheStatistics:
         """Return a snapshot of what the response cache did for the version; zero without one."""
@@ -203,14 +225,6 @@ class LiveModel:
                 version=self.spec.version,
                 reason=pool.report.skipped,
             )
-
-
-def _intake(spec: ModelSpec, batcher: Batcher) -> Intake:
-    """Put before the batcher what the specification asks for; the outermost is returned."""
-    intake: Intake = batcher
-    if spec.batching.split_oversized and spec.has_batch_dimension:
-        intake = Splitter(intake, spec)
-    return intake
 
 
 async def _check_objective(pool: Pool) -> None:

@@ -43,7 +43,7 @@ class LiveEnsemble(LiveModel):
             self.fail(str(error))
             return
         assert means.resolve is not None, "an engine gives its ensembles the way to its models"
-        self._ensemble = EnsembleIntake(self.spec, means.resolve, means.clock)
+        self._ensemble = EnsembleIntake(self.spec, means.resolve, means.clock, means.has_histograms)
         self._intake = self._ensemble
         self.state = ModelState.UNAVAILABLE
         self.refresh()

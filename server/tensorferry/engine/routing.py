@@ -25,6 +25,12 @@ class Route(NamedTuple):
     split: Split | None
     arms: tuple[LiveModel, ...]
 
+    @property
+    def shares(self) -> dict[int, float]:
+        """The part of such requests that each version gets; together 1."""
+        shares = (1.0,) if self.split is None else self.split.shares
+        return {live.spec.version: share for live, share in zip(self.arms, shares, strict=True)}
+
     def choose(self, key: bytes) -> LiveModel:
         """Return the version that answers the request with this key: always the same; b"" is no key."""
         if self.split is None:

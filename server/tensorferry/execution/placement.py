@@ -58,6 +58,8 @@ class Placement:
     ) -> None:
         #: Where the next batch runs.
         self.stream: Stream = stream
+        #: How often the model has moved while it served.
+        self.moves = 0
         self._model = model
         self._report = report
         self._watch = watch
@@ -100,6 +102,7 @@ class Placement:
             last_run_ms=round(run_s * 1e3, 3),
         )
         self._watch.moved()
+        self.moves += 1
 
     def _inline(self, stream: ThreadStream) -> InlineStream:
         stream.release()

@@ -55,6 +55,16 @@ class Pool:
         return len(self._idle)
 
     @property
+    def count(self) -> int:
+        """All streams, idle and busy."""
+        return len(self._streams)
+
+    @property
+    def moves(self) -> int:
+        """How often the model has moved between the loop thread and a thread of its own."""
+        return self._placement.moves if self._placement is not None else 0
+
+    @property
     def is_inline(self) -> bool:
         """Whether the model runs on the loop thread."""
         return isinstance(self._streams[0], InlineStream)

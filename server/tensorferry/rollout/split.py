@@ -29,7 +29,7 @@ class Split:
     ``salt`` decides which keys belong to which share: splits of different salts are independent.
     """
 
-    __slots__ = ("_bounds", "_hash", "_point")
+    __slots__ = ("_bounds", "_hash", "_point", "shares")
 
     def __init__(self, salt: bytes, shares: Sequence[float]) -> None:
         if not shares or not all(share > 0 for share in shares):
@@ -37,6 +37,8 @@ class Split:
         # BLAKE2's own salt has 16 bytes, and costs nothing. Copying a hash is faster than making one.
         self._hash: Final = blake2b(digest_size=8, salt=blake2b(salt, digest_size=16).digest())
         self._bounds: Final = _bounds_of(shares)
+        #: What each arm gets, adding up to 1.
+        self.shares: Final = tuple(share / sum(shares) for share in shares)
         self._point = int.from_bytes(self._hash.digest(), "little")
 
     def choose(self, key: bytes) -> int:

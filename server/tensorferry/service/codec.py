@@ -22,10 +22,10 @@ __all__ = [
     "encode_response",
     "label_of",
     "priority_of",
-    "request_id",
     "requested_outputs",
     "split_key_of",
     "timeout_of",
+    "wants_timing",
 ]
 
 #: Which field of InferTensorContents holds which datatypes.
@@ -97,14 +97,6 @@ def requested_outputs(message: pb.ModelInferRequest, spec: ModelSpec) -> tuple[s
     return tuple(names)
 
 
-def request_id(body: bytes) -> str:
-    """Return the id of a serialised request, or "" if the bytes aren't one."""
-    try:
-        return pb.ModelInferRequest.FromString(body).id
-    except Exception:  # protobuf's DecodeError, whose module depends on the implementation
-        return ""
-
-
 def timeout_of(message: pb.ModelInferRequest) -> float:
     """Return the request's own ``timeout`` parameter in seconds (microseconds on the wire); 0.0 if unset.
 
@@ -149,6 +141,20 @@ def split_key_of(message: pb.ModelInferRequest) -> str:
         InvalidRequest: it is no text.
     """
     return _text(message, "split_key")
+
+
+def wants_timing(message: pb.ModelInferRequest) -> bool:
+    """Whether the request asks for its timing breakdown: its ``timing`` parameter is true.
+
+    Raises:
+        InvalidRequest: it is no bool.
+    """
+    if "timing" not in message.parameters:
+        return False
+    value = message.parameters["timing"]
+    if value.WhichOneof("parameter_choice") != "bool_param":
+        raise _refusal(message, "parameter 'timing' must be true or false (bool_param)")
+    return value.bool_param
 
 
 def _text(message: pb.ModelInferRequest, name: str) -> str:

@@ -12,15 +12,18 @@ from typing import Any, Final
 import grpc
 
 from tensorferry import __version__
-from tensorferry.batching.pending import NEVER, Pending
+from tensorferry.batching.pending import NEVER
+from tensorferry.control.access import Control
 from tensorferry.engine import Engine, ModelState
-from tensorferry.errors import InvalidRequest, ModelNotReady, NotFound
+from tensorferry.errors import ModelNotReady, NotFound
 from tensorferry.model import TensorSpec
 from tensorferry.service import statistics
-from tensorferry.service.codec import request_id
+from tensorferry.service.answers import Answer, Failures, StreamCall, TracedCall, refuse
 from tensorferry.service.methods import MethodTable, UnaryCall
-from tensorferry.service.plans import Plan, Planner
-from tensorferry.service.status import guarded, status_of
+from tensorferry.service.plans import Planner, identify
+from tensorferry.service.status import guarded
+from tensorferry.tracing.context import Headers, headers_of
+from tensorferry.tracing.tracer import Tracer
 from tensorferry.wire import open_inference_pb2 as pb
 
 __all__ = ["EXTENSIONS", "SERVICE", "InferenceService"]
@@ -30,47 +33,40 @@ SERVICE: Final = "inference.GRPCInferenceService"
 #: Triton's names for what works here beyond the protocol's required part.
 EXTENSIONS: Final = (
     "binary_tensor_data",
+    "logging",
     "model_configuration",
     "model_repository",
     "model_repository(unload_dependents)",
     "schedule_policy",
     "statistics",
+    "trace",
 )
 
 #: Requests of one stream that may be under way. The reader stops at this many, so that HTTP/2
 #: flow control holds the sender back.
 _MAX_STREAM_OUTSTANDING: Final = 128
 
-
-class _Answer:
-    """Waits for one request's outcome and encodes it. One small object instead of closures."""
-
-    __slots__ = ("call", "identity", "plan")
-
-    def __init__(self, call: UnaryCall, plan: Plan, identity: bytes) -> None:
-        self.call = call
-        self.plan = plan
-        self.identity = identity
-
-    def __call__(self, request: Pending) -> None:
-        if request.error is not None:
-            self.call.fail(*status_of(request.error))
-            return
-        try:
-            body = self.plan.encode(
-                self.identity, request.batch_outputs, request.first_row, request.batch_rows
-            )
-        except Exception as error:  # an outcome's callback must not raise: the rest of the batch waits
-            self.call.fail(*status_of(error))
-        else:
-            self.call.reply(body)
+_UNTRACED: Final[Headers] = (None, None)
 
 
 class InferenceService:
-    """The service's handlers. Holds no state but the engine."""
+    """The service's handlers. Holds no state but the engine.
 
-    def __init__(self, engine: Engine) -> None:
+    ``tracer`` samples calls (None: no traces), ``failures`` hears of those that fail (None: nobody does).
+    ``control`` knows of the server's other processes (None: there are none).
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tracer: Tracer | None = None,
+        failures: Failures | None = None,
+        control: Control | None = None,
+    ) -> None:
         self._engine = engine
+        self._control = control
+        self._tracer = tracer
+        self._failures = failures
         self._planner = Planner(engine)
         self._loop = asyncio.get_running_loop()
 
@@ -88,29 +84,39 @@ class InferenceService:
     # -- inference ------------------------------------------------------------------------------
 
     def infer(self, call: UnaryCall, body: bytes) -> None:
-        """ModelInfer: decode, submit; ``_Answer`` replies when the batch is done."""
+        """ModelInfer: decode, submit; ``Answer`` replies when the batch is done."""
+        traced = None
+        if self._tracer is not None and (traced := self._traced(self._tracer, call, body)) is not None:
+            call = traced
+        decoded = None
         try:
-            plan, identity, parts, key = self._planner.decode(body)
-            answer = _Answer(call, plan, identity)
+            decoded = plan, identity, parts, key = self._planner.decode(body)
+            answer = Answer(call, plan, identity, self._failures)
             request = self._engine.submit_bound(
                 plan.live, plan.bound, parts, answer, call.deadline, plan.timeout_s, plan.priority, key
             )
         except Exception as error:
-            call.fail(*status_of(error))
+            refuse(call, error, body, decoded, self._failures)
             return
         call.on_cancel = lambda: plan.live.cancel(request)
+        if traced is not None:
+            traced.submitted(plan, identity, request)
+
+    def _traced(self, tracer: Tracer, call: UnaryCall, body: bytes) -> TracedCall | None:
+        """Return the call as one that is traced, if it is to be."""
+        model = identify(body)[0] if tracer.has_scopes else ""
+        trace = tracer.sample(call.traceparent, call.tracestate, model)
+        return None if trace is None else TracedCall(call, trace, tracer)
 
     async def ModelStreamInfer(  # noqa: N802 - the protocol's name
         self, bodies: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]
     ) -> AsyncIterator[bytes]:
         """Answer each message in order; a failed one is an error_message in its place."""
-        answers: asyncio.Queue[asyncio.Future[pb.ModelStreamInferResponse] | None] = asyncio.Queue(
-            _MAX_STREAM_OUTSTANDING
-        )
-        reader = asyncio.create_task(self._read_stream(bodies, answers, self._deadline_of(context)))
+        answers: asyncio.Queue[asyncio.Future[bytes] | None] = asyncio.Queue(_MAX_STREAM_OUTSTANDING)
+        reader = asyncio.create_task(self._read_stream(bodies, answers, context))
         try:
             while (answer := await answers.get()) is not None:
-                yield (await answer).SerializeToString()
+                yield await answer
             await reader  # a fault of the reader's own must not pass for the stream's end
         finally:
             reader.cancel()
@@ -119,57 +125,24 @@ class InferenceService:
                 if left is not None:
                     left.cancel()
 
-    def _deadline_of(self, context: grpc.aio.ServicerContext[Any, Any]) -> float:
-        remaining_s = context.time_remaining()
-        return NEVER if remaining_s is None else self._engine.now() + remaining_s
-
     async def _read_stream(
         self,
         bodies: AsyncIterator[bytes],
-        answers: asyncio.Queue[asyncio.Future[pb.ModelStreamInferResponse] | None],
-        deadline: float,
+        answers: asyncio.Queue[asyncio.Future[bytes] | None],
+        context: grpc.aio.ServicerContext[Any, Any],
     ) -> None:
+        remaining_s = context.time_remaining()
+        deadline = NEVER if remaining_s is None else self._engine.now() + remaining_s
+        # The stream's context is that of all its messages.
+        trace = headers_of(context.invocation_metadata()) if self._tracer is not None else _UNTRACED
         try:
             async for body in bodies:
-                answer: asyncio.Future[pb.ModelStreamInferResponse] = self._loop.create_future()
+                answer: asyncio.Future[bytes] = self._loop.create_future()
                 # Its place first: one that runs without a place would outlive a cancelled stream.
                 await answers.put(answer)
-                self._infer_in_stream(body, answer, deadline)
+                self.infer(StreamCall(answer, body, deadline, trace), body)
         finally:
             await answers.put(None)
-
-    def _infer_in_stream(
-        self, body: bytes, answer: asyncio.Future[pb.ModelStreamInferResponse], deadline: float
-    ) -> None:
-        def settle(error: Exception) -> None:
-            if not answer.done():
-                response = pb.ModelStreamInferResponse(error_message=status_of(error).details)
-                response.infer_response.id = request_id(body)
-                answer.set_result(response)
-
-        def done(request: Pending) -> None:
-            if request.error is not None:
-                settle(request.error)
-            elif not answer.done():
-                try:
-                    answer.set_result(plan.stream_response(identity, request))
-                except Exception as error:  # as in _Answer
-                    settle(error)
-
-        try:
-            plan, identity, parts, key = self._planner.decode(body)
-            request = self._engine.submit_bound(
-                plan.live, plan.bound, parts, done, deadline, plan.timeout_s, plan.priority, key
-            )
-        except Exception as error:
-            settle(error)
-            return
-
-        def given_up(future: asyncio.Future[pb.ModelStreamInferResponse]) -> None:
-            if future.cancelled():
-                plan.live.cancel(request)
-
-        answer.add_done_callback(given_up)
 
     # -- how things are -------------------------------------------------------------------------
 
@@ -213,20 +186,7 @@ class InferenceService:
         return pb.ModelConfigResponse(config=self._engine.entry(live.spec.name).config)
 
     async def _model_statistics(self, request: pb.ModelStatisticsRequest) -> pb.ModelStatisticsResponse:
-        if request.name:
-            self._engine.entry(request.name)
-        if request.version:
-            if not request.name:
-                raise InvalidRequest("statistics of a version need the model's name too")
-            self._engine.resolve(request.name, request.version)
-        return pb.ModelStatisticsResponse(
-            model_stats=[
-                statistics.model_statistics(live)
-                for name, versions in sorted(self._engine.models.items())
-                for number, live in sorted(versions.items())
-                if request.name in ("", name) and request.version in ("", str(number))
-            ]
-        )
+        return await statistics.answer(self._engine, self._control, request)
 
     ServerLive = guarded(_server_live, pb.ServerLiveRequest)
     ServerReady = guarded(_server_ready, pb.ServerReadyRequest)

@@ -25,10 +25,22 @@ class UnaryCall(Protocol):
     ``deadline`` is an instant of ``time.monotonic()`` in seconds, infinite if there is none.
     ``on_cancel``, set by the handler, is called at most once, when the caller goes away before
     the outcome. ``reply`` or ``fail`` is called exactly once; after a cancellation both do nothing.
+    ``traceparent`` and ``tracestate`` are the caller's headers as they came, unchecked, where the server
+    traces; else None.
     """
 
     deadline: float
     on_cancel: Callable[[], None] | None
+
+    @property
+    def traceparent(self) -> bytes | None:
+        """The caller's trace context."""
+        ...
+
+    @property
+    def tracestate(self) -> bytes | None:
+        """What goes with it."""
+        ...
 
     def reply(self, message: bytes) -> None:
         """Send the serialised response, and status OK."""

@@ -18,6 +18,7 @@ changes with the routes, and drops all plans.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -27,10 +28,11 @@ from tensorferry.errors import InvalidRequest
 from tensorferry.model import Bound
 from tensorferry.service import codec
 from tensorferry.service.status import parsed
+from tensorferry.service.timing import timing_parameters
 from tensorferry.tensors import Buffer, Tensor, rows_of
 from tensorferry.wire import open_inference_pb2 as pb
 
-__all__ = ["Decoded", "Plan", "Planner"]
+__all__ = ["Decoded", "Plan", "Planner", "identify"]
 
 #: Distinct request forms kept; past it all are dropped and made anew. A form is a model, a row
 #: count and parameters: callers have a few, and one who makes a new one each time costs a parse.
@@ -125,8 +127,9 @@ class Plan:
             return len(parts[0]) == sizes[0]
         return [len(part) for part in parts] == sizes
 
-    def encode(self, identity: bytes, outputs: Sequence[Tensor], first_row: int, batch_rows: int) -> bytes:
-        """Serialise the answer: this form's rows of the batch's outputs, from ``first_row`` on."""
+    def encode(self, identity: bytes, request: Pending) -> bytes:
+        """Serialise the answer of a request of this form: its rows of its batch's outputs."""
+        outputs, first_row, batch_rows = request.batch_outputs, request.first_row, request.batch_rows
         rows = self.bound.rows
         if _join is None or not batch_rows or len(outputs) > _MAX_JOINED:
             if batch_rows:
@@ -147,15 +150,35 @@ class Plan:
             self._described = codec.described_outputs(outputs, self.bound.rows)
             self._described_for = kinds
 
-    def stream_response(self, identity: bytes, request: Pending) -> pb.ModelStreamInferResponse:
-        """Build the answer to one message of a stream."""
-        body = self.encode(identity, request.batch_outputs, request.first_row, request.batch_rows)
-        return pb.ModelStreamInferResponse(infer_response=pb.ModelInferResponse.FromString(body))
+
+class _TimedPlan(Plan):
+    """A form of request that asks for its timing breakdown: only such pay for it."""
+
+    __slots__ = ()
+
+    def encode(self, identity: bytes, request: Pending) -> bytes:
+        """Serialise the answer, and the breakdown as its parameters."""
+        body = super().encode(identity, request)
+        return body + timing_parameters(request, time.monotonic(), bool(self.live.spec.steps))
 
 
 #: A request, ready to be submitted: its form, its id, its data by input, and what it is told from
 #: others by (the split key, or else the id). A plain tuple: one is made for each request.
 Decoded = tuple[Plan, bytes, Sequence[Buffer], bytes]
+
+
+def identify(body: bytes) -> tuple[str, str]:
+    """Return the model's name and the id that a serialised request has; "" for what can't be told.
+
+    Doesn't parse its data, where the extension is built.
+    """
+    scanned = _scan(body)
+    try:
+        message = pb.ModelInferRequest.FromString(body if scanned is None else scanned[0])
+        identity = message.id if scanned is None else scanned[1].decode()
+    except Exception:  # protobuf's DecodeError, whose module depends on the implementation
+        return "", ""
+    return message.model_name, identity
 
 
 class Planner:
@@ -230,7 +253,8 @@ class Planner:
     def _plan_of(self, message: pb.ModelInferRequest, live: LiveModel, tensors: Sequence[Tensor]) -> Plan:
         requested = codec.requested_outputs(message, live.spec)
         timeout_s, priority = codec.timeout_of(message), codec.priority_of(message)
-        return Plan(live, live.spec.bind(tensors), requested, timeout_s, priority)
+        kind = _TimedPlan if codec.wants_timing(message) else Plan
+        return kind(live, live.spec.bind(tensors), requested, timeout_s, priority)
 
     def _arm_of(
         self, message: pb.ModelInferRequest, live: LiveModel, tensors: Sequence[Tensor], form: Plan

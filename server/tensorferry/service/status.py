@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import re
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, NamedTuple, TypeVar
@@ -12,7 +14,7 @@ import structlog
 
 from tensorferry import errors
 
-__all__ = ["Status", "guarded", "parsed", "status_of"]
+__all__ = ["Status", "error_id_of", "guarded", "parsed", "status_of"]
 
 _log = structlog.get_logger("tensorferry.service")
 
@@ -36,6 +38,13 @@ _CODES: Final[tuple[tuple[type[errors.TensorferryError], grpc.StatusCode], ...]]
 _MAX_DETAILS_BYTES: Final = 1024
 
 
+#: Where a foreign exception keeps the id that it was logged under.
+_ERROR_ID: Final = "_tensorferry_error_id"
+
+#: How our own errors tell the id that they were logged under.
+_TOLD_ID: Final = re.compile(r"error id ([0-9a-f]{12})\b")
+
+
 class Status(NamedTuple):
     """A gRPC status as it goes to the caller."""
 
@@ -44,14 +53,30 @@ class Status(NamedTuple):
 
 
 def status_of(error: BaseException) -> Status:
-    """Map an error to its status. A foreign exception is logged and shown only as an id."""
+    """Map an error to its status. A foreign exception is logged and shown only as an id.
+
+    One that many calls share, as those of a batch do, is logged once.
+    """
     if isinstance(error, errors.TensorferryError):
         for kind, code in _CODES:
             if isinstance(error, kind):
                 return Status(code, _cut(str(error)))
-    reference = uuid.uuid4().hex[:12]
-    _log.error("unexpected error in a call", error_id=reference, exc_info=error)
+    reference = error_id_of(error)
+    if not reference:
+        reference = uuid.uuid4().hex[:12]
+        with contextlib.suppress(AttributeError):  # a class with slots: the next call gets an id of its own
+            setattr(error, _ERROR_ID, reference)
+        _log.error("unexpected error in a call", error_id=reference, exc_info=error)
     return Status(grpc.StatusCode.INTERNAL, f"internal error; error id {reference} in the log")
+
+
+def error_id_of(error: BaseException) -> str:
+    """Return the id that the caller was given for an error, under which the log has its traceback; or ""."""
+    if isinstance(error, errors.TensorferryError):
+        found = _TOLD_ID.search(str(error))
+        return found[1] if found else ""
+    reference: str = getattr(error, _ERROR_ID, "")
+    return reference
 
 
 def _cut(details: str) -> str:

@@ -98,6 +98,9 @@ cdef enum:
     DETAILS_BYTES = 4 << 10
     # A call is refused for headers beyond max_header_list_bytes, a connection for this many times it.
     HEADER_LISTS = 4
+    # W3C Trace Context: what a traceparent has at least, and what a tracestate need not exceed.
+    TRACEPARENT_BYTES = 55
+    TRACESTATE_BYTES = 512
 
 cdef double NEVER = float("inf")
 
@@ -148,6 +151,7 @@ cdef class Hub:
     cdef nghttp2_session_callbacks *_callbacks
     cdef nghttp2_option *_option
     cdef readonly object limits
+    cdef bint _is_tracing
     cdef Py_ssize_t _max_message
     cdef Py_ssize_t _max_receiving
     cdef Py_ssize_t _max_unsent
@@ -170,6 +174,7 @@ cdef class Hub:
         self._receive_buffer = bytearray(RECEIVE_BUFFER_BYTES)
         self._receive_view = memoryview(self._receive_buffer)
         self.limits = limits
+        self._is_tracing = bool(limits.trace_endpoint)
         self._compression = ENCODINGS[limits.response_compression]
         self._max_message = limits.max_message_bytes
         self._max_receiving = limits.max_connection_receive_bytes
@@ -228,7 +233,8 @@ cdef class Stream:
     """One call. A handler's view of it is ``service.methods.UnaryCall``, and more for RPC tasks.
 
     ``deadline`` is an instant of ``time.monotonic()``. ``metadata`` is a list of (name, value) pairs
-    of bytes for RPC tasks, None for unary callbacks. For RPC tasks ``rpc`` gets ``on_message(bytes)``,
+    of bytes for RPC tasks, None for unary callbacks; these get ``traceparent`` and ``tracestate`` alone,
+    where the server traces: bytes, empty if they can't be right. For RPC tasks ``rpc`` gets ``on_message(bytes)``,
     ``on_half_close()`` and ``on_cancel()``; for unary callbacks ``on_cancel`` is called instead.
     """
 
@@ -241,6 +247,8 @@ cdef class Stream:
     cdef public object rpc
     cdef readonly list metadata
     cdef readonly bytes path
+    cdef readonly bytes traceparent
+    cdef readonly bytes tracestate
 
     # receiving
     cdef bint _has_method
@@ -485,8 +493,30 @@ cdef class Stream:
         elif namelen == 20 and memcmp(name, b"grpc-accept-encoding", 20) == 0:
             if hub._compression:
                 self._parse_accepted((<const char *> value)[:valuelen])
-        elif self.metadata is not None and name[0] != c":":
-            self.metadata.append(((<const char *> name)[:namelen], (<const char *> value)[:valuelen]))
+        elif self.metadata is not None:
+            if name[0] != c":":
+                self.metadata.append(((<const char *> name)[:namelen], (<const char *> value)[:valuelen]))
+        elif hub._is_tracing:
+            if namelen == 11 and memcmp(name, b"traceparent", 11) == 0:
+                self._trace_parent(value, valuelen)
+            elif namelen == 10 and memcmp(name, b"tracestate", 10) == 0:
+                self._trace_state(value, valuelen)
+
+    cdef void _trace_parent(self, const uint8_t *value, size_t length):
+        """Keep the caller's trace context. Two of them contradict each other: neither counts."""
+        if self.traceparent is not None or length < TRACEPARENT_BYTES or length > TRACESTATE_BYTES:
+            self.traceparent = b""
+        else:
+            self.traceparent = (<const char *> value)[:length]
+
+    cdef void _trace_state(self, const uint8_t *value, size_t length):
+        """Keep what goes with the context; it may come in several fields, which make one list."""
+        if self.tracestate is None:
+            self.tracestate = (<const char *> value)[:length] if length <= TRACESTATE_BYTES else b""
+        elif PyBytes_GET_SIZE(self.tracestate) and PyBytes_GET_SIZE(self.tracestate) + 1 + <Py_ssize_t> length <= TRACESTATE_BYTES:
+            self.tracestate += b"," + (<const char *> value)[:length]
+        else:
+            self.tracestate = b""
 
     cdef void _route(self, bytes path):
         cdef Hub hub = self._session._hub

@@ -18,6 +18,7 @@ from tensorferry.batching.pending import NEVER
 from tensorferry.config import ServerConfig
 from tensorferry.errors import SettingsError
 from tensorferry.service.methods import MethodTable, UnaryHandler
+from tensorferry.tracing.context import headers_of
 from tensorferry.transport import TransportStatistics, tls
 from tensorferry.transport.listening import UnixSocket, address_of
 from tensorferry.transport.tls import Tls
@@ -49,7 +50,7 @@ class GrpcioTransport:
     async def start(self, methods: MethodTable, host: str, port: int) -> int:
         """Listen and serve; see the protocol."""
         server = grpc.aio.server(
-            handlers=[_Table(methods)],
+            handlers=[_Table(methods, is_tracing=bool(self._config.trace_endpoint))],
             options=[
                 ("grpc.max_receive_message_length", self._config.max_message_bytes),
                 ("grpc.max_send_message_length", self._config.max_message_bytes),
@@ -126,12 +127,14 @@ def _credentials(files: Tls) -> grpc.ServerCredentials:
 class _Call:
     """One unary call. The handler's outcome resolves the future that the RPC's task awaits."""
 
-    __slots__ = ("_future", "deadline", "on_cancel")
+    __slots__ = ("_future", "deadline", "on_cancel", "traceparent", "tracestate")
 
     def __init__(self, future: asyncio.Future[bytes], deadline: float) -> None:
         self._future = future
         self.deadline = deadline
         self.on_cancel: Callable[[], None] | None = None
+        self.traceparent: bytes | None = None
+        self.tracestate: bytes | None = None
 
     def reply(self, message: bytes) -> None:
         if not self._future.done():
@@ -151,9 +154,9 @@ class _Failure(Exception):
 class _Table(grpc.GenericRpcHandler):
     """Finds a call's handler by its path."""
 
-    def __init__(self, methods: MethodTable) -> None:
+    def __init__(self, methods: MethodTable, is_tracing: bool) -> None:
         self._handlers = {
-            path: handler if isinstance(handler, grpc.RpcMethodHandler) else _adapted(handler)
+            path: handler if isinstance(handler, grpc.RpcMethodHandler) else _adapted(handler, is_tracing)
             for path, handler in methods.items()
         }
 
@@ -171,7 +174,7 @@ def _unknown(path: str) -> grpc.RpcMethodHandler[Any, Any]:
     return grpc.stream_stream_rpc_method_handler(handler)
 
 
-def _adapted(handler: UnaryHandler) -> grpc.RpcMethodHandler[Any, Any]:
+def _adapted(handler: UnaryHandler, is_tracing: bool) -> grpc.RpcMethodHandler[Any, Any]:
     """Make a grpc.aio handler of a callback handler."""
     loop = asyncio.get_running_loop()
 
@@ -180,6 +183,8 @@ def _adapted(handler: UnaryHandler) -> grpc.RpcMethodHandler[Any, Any]:
         future: asyncio.Future[bytes] = loop.create_future()
         call = _Call(future, NEVER if remaining_s is None else time.monotonic() + remaining_s)
         try:
+            if is_tracing:
+                call.traceparent, call.tracestate = headers_of(context.invocation_metadata())
             handler(call, body)
         except Exception as error:
             _log.error("unexpected error in a call", exc_info=error)

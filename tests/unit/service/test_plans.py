@@ -7,6 +7,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tensorferry.batching.pending import Pending
 from tensorferry.engine import Engine
 from tensorferry.errors import TensorferryError
 from tensorferry.repository import scan as scan_repository
@@ -207,7 +208,9 @@ def test_joined_replies_are_protobufs_own_bytes(engine, shape, identity, data):
     first_row = data.draw(st.integers(0, batch_rows - 1))
     rows = data.draw(st.integers(1, batch_rows - first_row))
     plan, *_ = Planner(engine).decode(fraud(rows=rows).SerializeToString())
-    joined = plan.encode(identity.encode(), outputs, first_row, batch_rows)
+    request = Pending(plan.bound, lambda _: None)
+    request.finish(outputs, first_row, batch_rows)
+    joined = plan.encode(identity.encode(), request)
     mine = [rows_of(output, first_row, rows) for output in outputs]
     assert joined == encode_response(plan.live.spec, identity, mine).SerializeToString()
     assert isinstance(plan, Plan)
