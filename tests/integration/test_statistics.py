@@ -109,7 +109,10 @@ def test_a_process_that_dies_takes_no_counts_along_that_were_told(tmp_path):
         assert number(statistics(clients[0]), "inference_count") == len(clients)
         victim = processes_of(process.pid)[0]
         os.kill(victim, signal.SIGKILL)
-        wait_until(lambda: victim not in processes_of(process.pid) and len(processes_of(process.pid)) == 2)
+        wait_until(
+            lambda: victim not in processes_of(process.pid) and len(processes_of(process.pid)) == 2,
+            "a new process",
+        )
         fresh = triton.InferenceServerClient(process.grpc_address)
 
         def told() -> int:
@@ -118,7 +121,7 @@ def test_a_process_that_dies_takes_no_counts_along_that_were_told(tmp_path):
             except InferenceServerException:  # a connection that the one which died had
                 return 0
 
-        wait_until(lambda: told() == len(clients))
+        wait_until(lambda: told() == len(clients), "the counts from before")
         fresh.close()
 
 
