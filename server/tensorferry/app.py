@@ -14,8 +14,8 @@ import signal
 import sys
 import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
 from typing import Final
 
 import structlog
@@ -28,7 +28,7 @@ from tensorferry.control.desk import ControlDesk, LocalDesk
 from tensorferry.control.orders import Order, read_order
 from tensorferry.engine import Engine
 from tensorferry.errors import ConfigurationError
-from tensorferry.http_port import HttpPort
+from tensorferry.http_port import NO_MONITORING, HttpPort
 from tensorferry.monitoring.collect_engine import EngineCollector
 from tensorferry.monitoring.collect_server import Outside, ServerCollector
 from tensorferry.monitoring.feed import Feed
@@ -40,7 +40,7 @@ from tensorferry.service.inference import SERVICE, InferenceService
 from tensorferry.service.methods import MethodTable
 from tensorferry.service.repository import ROLLOUT_SERVICE, RepositoryService
 from tensorferry.service.settings import SettingsService
-from tensorferry.tracing import Untraced, open_tracer
+from tensorferry.tracing import Tracer, Untraced, open_tracer
 from tensorferry.transport import Transport, choose
 from tensorferry.transport.listening import address_of
 
@@ -95,42 +95,63 @@ async def running(config: ServerConfig, desk: ControlDesk | None = None) -> Asyn
     )
     health = HealthService(engine)
     transport = choose(config, reuse_port=config.processes > 1)
-    observed = _Observed(config, engine, transport)
-    control = desk.connect(engine, health.follow, observed.adjustables)
-    methods = _methods(engine, observed, health, control)
-    # Before anybody can ask: its first step makes the models known as LOADING. A caller that came
-    # earlier would hear that there is no such model, and a probe that all is ready.
-    loading = asyncio.create_task(_load(engine, orders))
-    await asyncio.sleep(0)
-    try:
-        await health.update()
-        http_port = await observed.port.start(config.http_host, config.http_port)
-        # One of several processes takes no calls before it can answer them: the kernel would send
-        # it a share of the connections, while the other processes are well able to serve them.
-        if config.processes > 1:
+    async with _observing(config, engine, transport, desk) as observed:
+        control = desk.connect(engine, health.follow, observed.adjustables)
+        methods = _methods(engine, observed, health, control)
+        # Before anybody can ask: its first step makes the models known as LOADING. A caller that came
+        # earlier would hear that there is no such model, and a probe that all is ready.
+        loading = asyncio.create_task(_load(engine, orders))
+        await asyncio.sleep(0)
+        try:
+            await health.update()
+            http_port = await observed.port.start(config.http_host, config.http_port)
+            # One of several processes takes no calls before it can answer them: the kernel would send
+            # it a share of the connections, while the other processes are well able to serve them.
+            if config.processes > 1:
+                await loading
+            grpc_port = await transport.start(methods, config.host, config.grpc_port)
+            address = config.host if config.unix_path else address_of(config.host, grpc_port)
+            print(f"grpc listening on {address} ({transport.name}{_security(config)})", flush=True)
+            print(f"http listening on {address_of(config.http_host, http_port)}", flush=True)
             await loading
-        grpc_port = await transport.start(methods, config.host, config.grpc_port)
-        address = config.host if config.unix_path else address_of(config.host, grpc_port)
-        print(f"grpc listening on {address} ({transport.name}{_security(config)})", flush=True)
-        print(f"http listening on {address_of(config.http_host, http_port)}", flush=True)
-        await loading
-        await desk.start()
-        await health.update()
-        _freeze()
-        observed.start()
-        yield Server(engine, transport.name, address, grpc_port, http_port)
-    finally:
-        await desk.close()
-        loading.cancel()
-        await _drain(engine, health, transport, config.drain_timeout_s)
-        await observed.close()
+            await desk.start()
+            await health.update()
+            await observed.port.warm_up()
+            _freeze()
+            observed.start()
+            yield Server(engine, transport.name, address, grpc_port, http_port)
+        finally:
+            await desk.close()
+            loading.cancel()
+            await _drain(engine, health, transport, config.drain_timeout_s)
+
+
+@asynccontextmanager
+async def _observing(
+    config: ServerConfig, engine: Engine, transport: Transport, desk: ControlDesk
+) -> AsyncIterator[_Observed]:
+    """Make what observes the server; in the end close it, and send the last traces."""
+    async with AsyncExitStack() as closing:
+        tracer = open_tracer(config)
+        if tracer is not None:
+            closing.push_async_callback(tracer.close)
+        observed = _Observed(config, engine, transport, desk, tracer)
+        closing.push_async_callback(observed.close)
+        yield observed
 
 
 class _Observed:
     """What the server tells of itself, be it traces, counts or logs, and the port where it does."""
 
-    def __init__(self, config: ServerConfig, engine: Engine, transport: Transport) -> None:
-        self.tracer = open_tracer(config)
+    def __init__(
+        self,
+        config: ServerConfig,
+        engine: Engine,
+        transport: Transport,
+        desk: ControlDesk,
+        tracer: Tracer | None,
+    ) -> None:
+        self.tracer = tracer
         self.failures = Failures()
         #: What may be changed while the server runs.
         self.adjustables = {"log": logs.adjustable(), "trace": self.tracer or Untraced()}
@@ -138,12 +159,15 @@ class _Observed:
         self._engine = engine
         is_on = config.monitoring == "on"
         self._lag = LoopLag(self._clock) if is_on else None
-        server = ServerCollector(transport, lambda: engine.is_ready, self._lag, self._outside())
+        outside = self._outside(desk)
+        server = ServerCollector(transport, lambda: engine.is_ready, self._lag, outside)
         source = ProcessSource(EngineCollector(engine), server)
-        # Of several processes the parent has the page.
-        has_page = is_on and config.processes == 1
-        feed = Feed(source, self._clock, engine.unready) if has_page else None
-        self.port = HttpPort(source, self._readiness, self._clock, feed)
+        feed: Feed | str = NO_MONITORING
+        if config.processes > 1:
+            feed = "this is one of several server processes; their parent's HTTP port has the page"
+        elif is_on:
+            feed = Feed(source, self._clock, engine.unready)
+        self.port = HttpPort(source, self._readiness, engine.unready, self._clock, feed)
 
     def start(self) -> None:
         """Measure how late the loop is from now on, when all is loaded: that may hold it up."""
@@ -151,21 +175,18 @@ class _Observed:
             self._lag.start()
 
     async def close(self) -> None:
-        """Send the last traces, close the port, and stop the timers."""
-        if self.tracer is not None:
-            await self.tracer.close()
+        """Close the port, and stop the timers."""
         await self.port.stop()
         if self._lag is not None:
             self._lag.stop()
         self._clock.close()
 
-    def _outside(self) -> Outside:
+    def _outside(self, desk: ControlDesk) -> Outside:
         counts, tracer = self.failures.counts, self.tracer
-        if tracer is None:
-            return Outside(lambda: counts, log_lines_dropped=logs.dropped)
-        return Outside(lambda: counts, tracer.counts, logs.dropped)
+        outside = Outside(lambda: counts, log_lines_dropped=logs.dropped, rollbacks=desk.rollbacks)
+        return outside if tracer is None else replace(outside, traces=tracer.counts)
 
-    async def _readiness(self) -> tuple[bool, Mapping[str, object]]:
+    async def _readiness(self) -> tuple[bool, Mapping[str, str]]:
         return self._engine.is_ready, self._engine.unready()
 
 

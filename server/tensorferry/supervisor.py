@@ -19,27 +19,20 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import aiohttp
 import structlog
 
 from tensorferry import logs
-from tensorferry.clock import LoopClock
 from tensorferry.config import ServerConfig
 from tensorferry.control.access import handlers_of
 from tensorferry.control.channel import Channel
 from tensorferry.control.desk import Command
 from tensorferry.control.processes import ProcessFleet
 from tensorferry.errors import SettingsError
-from tensorferry.http_port import HttpPort
-from tensorferry.monitoring.collect_server import process_families
-from tensorferry.monitoring.families import Families, from_json
-from tensorferry.monitoring.feed import Feed
-from tensorferry.monitoring.fleet import FleetSource
+from tensorferry.fleet_port import FleetPort
 from tensorferry.transport.listening import address_of
 
 __all__ = ["settings_of", "supervise"]
@@ -50,8 +43,6 @@ _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 30.0
 #: A worker that served this long was well; its next death counts as the first.
 _WELL_AFTER_S = 60.0
-#: A worker that takes longer to tell its counts is counted with those it told last.
-_ASK_TIMEOUT_S = 2.0
 _CONFIGURATION_STATUS = 2
 #: ``ready, except ...`` names models; asyncio's own limit of 64 KiB would end the reading.
 _LONGEST_LINE_BYTES = 2**20
@@ -148,6 +139,13 @@ class _Worker:
             if not self.announcement.done():
                 self.announcement.set_result(line)
 
+    @property
+    def why_silent(self) -> str:
+        """Why it doesn't answer, if it doesn't."""
+        if self._stopping.is_set():
+            return "stopping"
+        return "doesn't answer: it hangs, or is too busy" if self.is_ready else "starting"
+
     def stop(self, number: signal.Signals) -> None:
         """Pass a signal on; the worker isn't started again."""
         self._stopping.set()
@@ -157,77 +155,6 @@ class _Worker:
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(number)
-
-
-class _Asked:
-    """A worker's HTTP port, for the parent alone."""
-
-    def __init__(self, worker: _Worker, session: aiohttp.ClientSession) -> None:
-        self._worker = worker
-        self._session = session
-
-    @property
-    def number(self) -> int:
-        """Which of the workers it is."""
-        return self._worker.number
-
-    @property
-    def starts(self) -> int:
-        """How often its process was started."""
-        return self._worker.starts
-
-    async def ask(self) -> tuple[int, Families] | None:
-        """Return which of its starts answered, and its families; None if none did in time."""
-        start = self._worker.starts
-        told = await self.get("/snapshot")
-        return None if told is None else (start, from_json(told["families"]))
-
-    async def get(self, path: str) -> dict[str, Any] | None:
-        """Return the JSON at ``path``; None if there is no answer."""
-        worker = self._worker
-        if not worker.http_url or not worker.is_ready:
-            return None
-        try:
-            async with self._session.get(worker.http_url + path) as response:
-                return dict(await response.json())
-        except (aiohttp.ClientError, TimeoutError, ValueError):
-            return None  # it has just died and is being started again, or it is stuck
-
-
-class _Front:
-    """The HTTP port for all workers."""
-
-    def __init__(self, config: ServerConfig, workers: Sequence[_Worker]) -> None:
-        self._clock = LoopClock()
-        timeout = aiohttp.ClientTimeout(total=_ASK_TIMEOUT_S)
-        self._session = aiohttp.ClientSession(timeout=timeout)
-        self._asked = [_Asked(worker, self._session) for worker in workers]
-        self._source = FleetSource(self._asked, self._clock, process_families)
-        feed = Feed(self._source, self._clock) if config.monitoring == "on" else None
-        self._port = HttpPort(self._source, self._readiness, self._clock, feed)
-
-    async def start(self, config: ServerConfig) -> int:
-        """Listen; return the port. Raises SettingsError."""
-        return await self._port.start(config.host, config.http_port)
-
-    async def stop(self) -> None:
-        """Close the port, and ask no more."""
-        await self._port.stop()
-        await self._source.close()
-        await self._session.close()
-        self._clock.close()
-
-    async def _readiness(self) -> tuple[bool, Mapping[str, object]]:
-        not_ready: dict[str, object] = {}
-        answers = await asyncio.gather(*(asked.get("/healthz/ready") for asked in self._asked))
-        for asked, answer in zip(self._asked, answers, strict=True):
-            if answer is None:
-                not_ready[f"process {asked.number}"] = "starting"
-                continue
-            not_ready |= answer["not_ready"]
-            if not answer["ready"] and not answer["not_ready"]:
-                not_ready[f"process {asked.number}"] = "draining"
-        return not not_ready, not_ready
 
 
 async def supervise(config: ServerConfig) -> None:
@@ -247,9 +174,9 @@ async def supervise(config: ServerConfig) -> None:
         _Worker(number, worker_config, attach, command.canaries.process_died)
         for number in range(config.processes)
     ]
-    front = _Front(config, workers)
+    front = FleetPort(config, workers, command.rollbacks)
     try:
-        http_port = await front.start(config)
+        http_port = await front.start(config.http_host, config.http_port)
         _forward_signals(workers)
         announcing = asyncio.create_task(_announce(config, port, http_port, workers, command))
         try:
@@ -302,7 +229,7 @@ async def _announce(
     await command.start()
     transport = f"{workers[0].transport}, {config.processes} processes"
     print(f"grpc listening on {address_of(config.host, port)} ({transport})")
-    print(f"http listening on {address_of(config.host, http_port)}")
+    print(f"http listening on {address_of(config.http_host, http_port)}")
     print(max(lines, key=len), flush=True)
 
 

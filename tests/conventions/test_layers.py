@@ -29,6 +29,7 @@ LAYERS = (
     "logs",
     "http_port",
     "app",
+    "fleet_port",
     "supervisor",
     "worker",
     "checking",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import grpc
 import grpc.aio
@@ -15,7 +18,8 @@ from tests.integration.support import PATIENCE_S, column, outputs_of, request_of
 
 from tensorferry.app import running
 from tensorferry.config import ServerConfig
-from tensorferry.errors import ConfigurationError, Draining, InvalidRequest, NotFound
+from tensorferry.control.desk import LocalDesk
+from tensorferry.errors import ConfigurationError, ControlDisabled, Draining, InvalidRequest, NotFound
 from tensorferry.tensors import array_of, tensor_of
 from tensorferry.testing.models import Mlp, write_mlp, write_raising
 from tensorferry.wire import open_inference_pb2 as pb
@@ -145,5 +149,26 @@ def test_a_repository_that_is_none_is_an_error_before_anything_listens(run: Run,
         with pytest.raises(ConfigurationError, match="absent"):
             async with running(ServerConfig(model_repository=tmp_path / "absent")):
                 pass
+
+    run(scenario())
+
+
+class BrokenDesk(LocalDesk):
+    """A desk that fails when the server is half made."""
+
+    def connect(self, *_: object) -> NoReturn:
+        raise ControlDisabled("this desk is broken")
+
+
+@pytest.mark.usefixtures("transport")
+def test_an_error_at_the_start_leaves_no_thread_behind(run: Run, config: ServerConfig):
+    traced = replace(config, trace_endpoint="http://127.0.0.1:9")
+
+    async def scenario():
+        before = set(threading.enumerate())
+        with pytest.raises(ControlDisabled, match="broken"):
+            async with running(traced, BrokenDesk(traced)):
+                pass
+        assert {each.name for each in set(threading.enumerate()) - before} == set()
 
     run(scenario())

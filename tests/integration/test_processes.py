@@ -7,8 +7,10 @@ import json
 import os
 import signal
 import subprocess
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -173,11 +175,95 @@ def test_a_process_that_hangs_counts_with_what_it_told_last(server: ServerProces
     assert answered() == CONNECTIONS * CALLS_EACH
 
 
+def frames(server: ServerProcess) -> Iterator[dict[str, Any]]:
+    """The live page's frames that are made from now on."""
+    with urllib.request.urlopen(f"http://{server.http_address}/live/events", timeout=PATIENCE_S) as stream:
+        is_history = False
+        for line in stream:
+            if line.startswith(b"event: history"):
+                is_history = True
+            elif not line.strip():
+                is_history = False
+            elif line.startswith(b"data: ") and not is_history:
+                yield json.loads(line.removeprefix(b"data: "))
+
+
+def latest_frame(server: ServerProcess) -> dict[str, Any]:
+    return next(frames(server))
+
+
+def test_readiness_and_the_page_name_a_process_that_hangs(server: ServerProcess):
+    hanging = children(server.pid)[0]
+    os.kill(hanging, signal.SIGSTOP)
+    try:
+        status, body, _ = fetch(server.http_address, "/healthz/ready")
+        not_ready = json.loads(body)["not_ready"]
+        assert (status, list(not_ready.values())) == (503, ["doesn't answer: it hangs, or is too busy"])
+        wait_until(lambda: latest_frame(server)["server"]["not_ready"] == not_ready, "the page says so")
+        assert latest_frame(server)["server"]["ready"] is False
+        assert latest_frame(server)["server"]["processes"] == PROCESSES - 1
+        with urllib.request.urlopen(f"http://{server.http_address}/snapshot", timeout=PATIENCE_S) as told:
+            assert json.load(told)["not_ready"] == not_ready
+    finally:
+        os.kill(hanging, signal.SIGCONT)
+    wait_until(lambda: is_ready(server), "it answers again")
+    wait_until(lambda: latest_frame(server)["server"]["not_ready"] == {}, "the page says so, too")
+
+
+def test_frames_come_at_their_pace_while_a_process_hangs(server: ServerProcess):
+    hanging = children(server.pid)[0]
+    os.kill(hanging, signal.SIGSTOP)
+    try:
+        # Were it waited for each time, no frame would be of less than the two seconds of that wait.
+        for frame in frames(server):
+            if frame["server"]["processes"] == PROCESSES - 1 and frame["interval_s"] < 1.9:
+                break
+    finally:
+        os.kill(hanging, signal.SIGCONT)
+    wait_until(lambda: is_ready(server), "it answers again")
+    wait_until(lambda: latest_frame(server)["server"]["processes"] == PROCESSES, "it counts again")
+
+
+def test_the_page_says_why_a_model_is_not_ready_in_the_processes(launch: Launch, tmp_path: Path):
+    write_raising(tmp_path / "models")
+    (tmp_path / "models" / "broken" / "1").mkdir(parents=True)
+    (tmp_path / "models" / "broken" / "config.pbtxt").write_text("no config", encoding="utf-8")
+    process = launch(tmp_path / "models", "--processes", str(PROCESSES))
+    assert process.wait_ready() == "ready, except broken"
+    not_ready = json.loads(fetch(process.http_address, "/healthz/ready")[1])["not_ready"]
+    assert list(not_ready) == ["broken"]
+    assert "config.pbtxt" in not_ready["broken"]
+    wait_until(lambda: latest_frame(process)["server"]["not_ready"] == not_ready, "the page says why")
+
+
+def test_counts_never_fall_when_a_process_is_killed_again_and_again(server: ServerProcess):
+    def answered() -> float:
+        return sample(server.http_address, "nv_inference_request_success_total", "raising")
+
+    told = [0.0]
+    for round_ in (1, 2):
+        with stubs(server) as opened:
+            call_all(opened)
+        told.append(answered())
+        assert told[-1] - told[-2] == CONNECTIONS * CALLS_EACH
+        os.kill(children(server.pid)[0], signal.SIGKILL)
+        wait_until(lambda: not is_ready(server), "one is missing")
+        while not is_ready(server):
+            assert answered() == told[-1]
+        samples = samples_of(server.http_address)
+        of_model = frozenset({("model", "raising"), ("version", "1")})
+        assert samples["tensorferry_process_restarts_total", frozenset()] == round_
+        assert samples["tensorferry_worker_streams", of_model] == PROCESSES
+        assert samples["tensorferry_processes", frozenset()] == PROCESSES
+
+
 def connections_of(pid: int, server: ServerProcess) -> int:
     """How many gRPC connections a process has accepted."""
     sockets = {link.readlink().name for link in Path(f"/proc/{pid}/fd").iterdir()}
     port = int(server.grpc_address.rpartition(":")[2])
-    lines = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+    # grpcio listens on an IPv6 socket, where there is IPv6, and takes IPv4's connections on it.
+    tables = [Path(f"/proc/{pid}/net/{name}") for name in ("tcp", "tcp6")]
+    lines = [line.split() for each in tables if each.exists() for line in each.read_text().splitlines()[1:]]
     established = [line for line in lines if int(line[1].rpartition(":")[2], 16) == port and line[3] == "01"]
     return sum(f"socket:[{line[9]}]" in sockets for line in established)
 

@@ -135,6 +135,36 @@ def test_messages_of_a_stream_have_the_streams_context(traced):
     assert {(span.trace_id.hex(), span.parent_span_id.hex()) for span in servers} == {(TRACE_ID, SPAN_ID)}
 
 
+@pytest.mark.parametrize("where", ["waits", "runs"])
+@pytest.mark.parametrize("method", ["ModelInfer", "ModelStreamInfer"])
+def test_a_caller_that_goes_away_ends_its_trace_once(traced, method, where):
+    request_id = new_id()
+    message = x_request("gated", 1.0, request_id=request_id)
+    gate, stub = traced.gate, traced.stub
+    held = occupy(gate, stub, "gated") if where == "waits" else None
+    gate.close()
+    entered = gate.entered
+    if method == "ModelInfer":
+        call = stub.ModelInfer.future(message, metadata=CONTEXT)
+    else:
+        call = stub.ModelStreamInfer(iter([message]), metadata=CONTEXT)
+    if held is None:
+        wait_until(lambda: gate.entered > entered, "it runs")
+    else:
+        pending = "nv_inference_pending_request_count"
+        wait_until(lambda: sample(traced.process.http_address, pending, "gated") == 1, "it waits")
+    call.cancel()
+    (server,) = traced.collector.of_request(request_id, 1, method)
+    assert values_of(server.attributes)["rpc.grpc.status_code"] == grpc.StatusCode.CANCELLED.value[0]
+    gate.open()
+    if held is not None:
+        held.result(PATIENCE_S)
+    last = new_id()
+    stub.ModelInfer(x_request("gated", 1.0, request_id=last), metadata=CONTEXT)
+    traced.collector.of_request(last)
+    assert len(traced.collector.of_request(request_id, 1, method)) == 1
+
+
 def test_who_is_traced_is_the_callers_decision(traced):
     ids = [new_id() for _ in range(3)]
     contexts = [

@@ -16,9 +16,9 @@ from tensorferry.batching.forecast import Forecast
 from tensorferry.batching.pending import NEVER, Pending
 from tensorferry.batching.queue import WaitingQueue
 from tensorferry.errors import DeadlineExceeded, InvalidRequest, PredictedLate, QueueFull, TensorferryError
-from tensorferry.model import ModelSpec, QueuePolicy
+from tensorferry.model import BatchingSpec, ModelSpec, QueuePolicy
 
-__all__ = ["Admission", "Gate", "Refused", "Share"]
+__all__ = ["Admission", "Gate", "Refused", "Share", "late_after_s"]
 
 #: Requests without any limit are ordered as if they had this much time, so that they aren't
 #: passed for ever by those who have one.
@@ -93,6 +93,11 @@ class Refused(NamedTuple):
     error: TensorferryError
 
 
+def late_after_s(batching: BatchingSpec) -> float:
+    """Return how many seconds after its receipt a request's answer is late; 0.0 without an objective."""
+    return batching.latency_objective_ms / 1e3 * _LATE_FROM
+
+
 class Gate:
     """The rules of one model's queue, applied to each request that comes."""
 
@@ -132,7 +137,7 @@ class Gate:
         #: Seconds from receipt to answer that requests are admitted for, and from which on an
         #: answer counts as late; 0.0 without an objective.
         self.target_s = objective_s * (1.0 - _HEADROOM)
-        self.late_s = objective_s * _LATE_FROM
+        self.late_s = late_after_s(batching)
 
     def admit(self, request: Pending, now: float) -> Refused | None:
         """Give the request its place in the order, or say why it is refused."""

@@ -284,10 +284,15 @@ class Batcher:
             # Those at the head that are still in time; there may be none.
             requests = self._still_wanted(self._queue.take(place, rows, shared))
             if requests:
-                if reason is IDLE and self._queue.has_more(place):
-                    reason = FULL if rows >= self._limits.max_rows else DEADLINE
                 hold_s = now - max(requests[0].enqueued_at, self._idle_since)
-                return Batch(self._spec, requests, now, reason, hold_s)
+                batch = Batch(self._spec, requests, now, reason, hold_s)
+                if reason is IDLE:
+                    most = self._limits.max_rows
+                    if self._queue.has_more(place):
+                        batch.reason = FULL if rows >= most else DEADLINE
+                    elif batch.rows >= most > 1:  # of a model that takes one row, every batch has all it may
+                        batch.reason = FULL
+                return batch
         return None
 
     def _next_departure(self, now: float) -> tuple[Place, int, int, str] | None:

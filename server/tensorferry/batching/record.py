@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DEADLINE", "DEPARTURES", "FULL", "HOLD", "IDLE", "PREFERRED", "RETRY", "BatchRecord"]
 
-#: Nobody else would fit.
+#: Nobody else would fit; of one row at most, somebody waited who didn't.
 FULL: Final = "full"
 #: It had one of the model's preferred sizes.
 PREFERRED: Final = "preferred"

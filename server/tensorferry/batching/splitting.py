@@ -66,6 +66,8 @@ class Splitter:
         try:
             for piece in split.pieces:
                 self._inner.submit(piece)
+                if not split.submitted:
+                    request.enqueued_at = piece.enqueued_at
                 split.submitted += 1
                 if request not in self._splits:
                     # A piece has failed already, and so has the whole; perhaps not this one.

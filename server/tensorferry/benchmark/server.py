@@ -163,7 +163,7 @@ class BenchServer:
             index = self._asked(self._stub.RepositoryIndex, pb.RepositoryIndexRequest(ready=True))
             names = sorted({each.name for each in index.models}) if index is not None else []
             there = f"it serves {', '.join(names)}" if names else "it serves none that is ready"
-            return f"the server at {self._address} has no model {model!r} ({details}); {there}"
+            return f"the server at {self._address} says: {details}; {there}"
         if code is grpc.StatusCode.UNIMPLEMENTED:
             return f"{self._address} doesn't speak the Open Inference Protocol: is it the gRPC port?"
         if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):

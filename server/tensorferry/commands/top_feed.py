@@ -191,6 +191,9 @@ def _frames(host: str, port: int) -> Iterator[tuple[str, Any]]:
         ) from None
     except (OSError, http.client.HTTPException) as error:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if isinstance(error, http.client.BadStatusLine) and not isinstance(error, OSError):
+            # Its text is what came: of a gRPC port, bytes that no terminal should get.
+            why = "what answers there isn't HTTP"
         raise Refused(
             f"{where}: {why}; is the server running, and is this its HTTP port?"
             " --http HOST:PORT names another"

@@ -18,6 +18,7 @@ import structlog
 
 from tensorferry.control.fleet import Fleet, Prepared
 from tensorferry.control.orders import Order, read_rollout
+from tensorferry.control.rollbacks import Rollbacks
 from tensorferry.errors import (
     ConfigurationError,
     ControlDisabled,
@@ -67,6 +68,8 @@ class Book:
         # before them must not undo them.
         self._diverting: dict[str, list[Change]] = {}
         self._working: set[asyncio.Task[Any]] = set()
+        #: What was taken back since this server started.
+        self.rollbacks = Rollbacks()
         #: Called with a model's name when its rollout has changed.
         self.on_rollout: Callable[[str], None] = lambda name: None
 

@@ -17,6 +17,7 @@ import structlog
 
 from tensorferry.control.coordinator import Coordinator
 from tensorferry.control.fleet import Fleet
+from tensorferry.control.rollbacks import DIED, GUARD
 from tensorferry.errors import InvalidRequest, TensorferryError
 from tensorferry.rollout import changes
 from tensorferry.rollout.guards import judge
@@ -72,7 +73,7 @@ class Canaries:
             canary = order.rollout.running
             if canary is not None and order.name not in self._changing:
                 reason = f"server process {number} died while the canary ran"
-                self._change(order.name, partial(_taken_back, canary, reason))
+                self._change(order.name, partial(_taken_back, canary, reason), DIED)
 
     def look(self, name: str) -> None:
         """Judge a model's canary, and take it on or back."""
@@ -88,7 +89,7 @@ class Canaries:
             return
         reason = self._judged(name, canary)
         if reason:
-            self._change(name, partial(_taken_back, canary, reason))
+            self._change(name, partial(_taken_back, canary, reason), GUARD)
         elif self._is_step_over(name, canary):
             self._change(name, partial(_taken_on, canary))
 
@@ -110,18 +111,22 @@ class Canaries:
             answered - step.answered >= canary.step_requests and self._now_s() - step.began_s >= canary.step_s
         )
 
-    def _change(self, name: str, change: Callable[[Rollout], Rollout]) -> None:
+    def _change(self, name: str, change: Callable[[Rollout], Rollout], taken_back_for: str = "") -> None:
         # Until it is in force, and no longer: what follows may have to be taken back, too.
         task: asyncio.Task[object] = asyncio.get_running_loop().create_task(
             self._coordinator.divert_now(name, change)
         )
         self._changing[name] = task
-        task.add_done_callback(partial(self._changed, name))
+        task.add_done_callback(partial(self._changed, name, taken_back_for))
 
-    def _changed(self, name: str, task: asyncio.Task[object]) -> None:
+    def _changed(self, name: str, taken_back_for: str, task: asyncio.Task[object]) -> None:
         self._changing.pop(name, None)
-        if not task.cancelled() and (error := task.exception()) is not None:
+        if task.cancelled():
+            return
+        if (error := task.exception()) is not None:
             _log.error("canary not changed", model=name, reason=str(error))
+        elif taken_back_for:
+            self._coordinator.rollbacks.add(name, taken_back_for)
 
 
 def _taken_back(canary: Canary, reason: str, rollout: Rollout) -> Rollout:

@@ -20,6 +20,7 @@ import structlog
 from tensorferry.control.book import Book, Change, Settings, check_mode, remove_given
 from tensorferry.control.fleet import VersionState
 from tensorferry.control.orders import Order, read_order, read_rollout
+from tensorferry.control.rollbacks import ASKED
 from tensorferry.control.statistics import VersionStatistics
 from tensorferry.errors import (
     ConfigurationError,
@@ -270,10 +271,17 @@ class Coordinator(Book):
             TensorferryError: as ``change_rollout``.
         """
         check_mode(self.mode, "change a rollout")
+        return await self._whole(self._roll_back(name, change))
+
+    async def _roll_back(self, name: str, change: Change) -> Rollout:
         wanted = change(self._order(name).rollout)
         if {version for version, _ in wanted.arms} <= set(await self.ready_versions(name)):
-            return await self._whole(self.divert(name, change))
-        return await self.change_rollout(name, change)
+            writing = await self.divert_now(name, change)
+            self.rollbacks.add(name, ASKED)
+            return await writing
+        changed = await self._change_rollout(name, change)
+        self.rollbacks.add(name, ASKED)
+        return changed
 
     async def divert(self, name: str, change: Change) -> Rollout:
         """Make a change as ``divert_now`` does, and wait until it is written down."""

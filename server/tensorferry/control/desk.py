@@ -11,7 +11,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 import structlog
@@ -58,6 +58,10 @@ class ControlDesk(Protocol):
         """The first load is over."""
         ...
 
+    def rollbacks(self) -> Mapping[tuple[str, str], int]:
+        """Return what this process has taken back, by (model, reason); nothing where its parent does."""
+        ...
+
     async def close(self) -> None:
         """Change nothing any more."""
         ...
@@ -91,6 +95,10 @@ class Command:
         self._run(self._tick())
         if self._config.model_control_mode == "poll":
             self._run(self._poller.run(self._config.repository_poll_secs))
+
+    def rollbacks(self) -> Mapping[tuple[str, str], int]:
+        """Return how often rollouts of the models that are served were taken back, by (model, reason)."""
+        return self.coordinator.rollbacks.counts(order.name for order in self.coordinator.orders)
 
     async def close(self) -> None:
         """Stop."""
@@ -137,6 +145,10 @@ class LocalDesk:
         """See ``ControlDesk``."""
         await self._command.start()
 
+    def rollbacks(self) -> Mapping[tuple[str, str], int]:
+        """See ``ControlDesk``."""
+        return self._command.rollbacks()
+
     async def close(self) -> None:
         """See ``ControlDesk``."""
         await self._command.close()
@@ -172,6 +184,10 @@ class RemoteDesk:
 
     async def start(self) -> None:
         """See ``ControlDesk``."""
+
+    def rollbacks(self) -> Mapping[tuple[str, str], int]:
+        """See ``ControlDesk``."""
+        return {}
 
     async def close(self) -> None:
         """See ``ControlDesk``."""

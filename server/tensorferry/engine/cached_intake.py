@@ -22,6 +22,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
+from tensorferry.batching.admission import late_after_s
 from tensorferry.batching.batcher import Admission
 from tensorferry.batching.expiry import Expiry
 from tensorferry.batching.pending import DONE, NEVER, RUNNING, Intake, Pending
@@ -57,11 +58,17 @@ class CachedIntake:
     """An ``Intake`` before another, for one loaded version. Owned by its ``LiveModel``.
 
     ``submit`` raises what the inner intake raises. Followers are bounded by ``admission``: each
-    counts for its tensors and FOLLOWER_BYTES.
+    counts for its tensors and FOLLOWER_BYTES. Without ``has_histograms`` response times aren't distributed.
     """
 
     def __init__(
-        self, spec: ModelSpec, cache: ResponseCache, inner: Intake, clock: Clock, admission: Admission
+        self,
+        spec: ModelSpec,
+        cache: ResponseCache,
+        inner: Intake,
+        clock: Clock,
+        admission: Admission,
+        has_histograms: bool = True,
     ) -> None:
         self._spec = spec
         self._cache = cache
@@ -75,8 +82,9 @@ class CachedIntake:
         self._expiry = Expiry(clock, self._expired)
         # What waits here may be moved behind all others; a new request would wait in front of it.
         self._follows_running_only = delays(spec.batching)
+        self._late_s = late_after_s(spec.batching) or NEVER
         self._closed: TensorferryError | None = None
-        self._counters = Counters()
+        self._counters = Counters(has_histograms)
         self._cache_counters = CacheCounters()
         #: Nanoseconds that answered requests spent here: neither looking up nor in the inner intake.
         self._waited_ns = 0
@@ -310,7 +318,7 @@ class CachedIntake:
         """Count a request as answered; return the seconds since it came."""
         now = self._clock.now()
         age_s = now - request.enqueued_at
-        self._counters.answered_alone(age_s, request.limit < now)
+        self._counters.answered_alone(age_s, request.limit < now or age_s > self._late_s)
         return age_s
 
     # -- how things are -------------------------------------------------------------------------

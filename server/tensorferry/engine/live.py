@@ -122,7 +122,9 @@ class LiveModel:
         if pool.spec.batching.split_oversized and pool.spec.has_batch_dimension:
             intake = self._splitter = Splitter(intake, pool.spec)
         if means.cache is not None and _is_cached(pool.spec, means.cache):
-            intake = self._cached = CachedIntake(pool.spec, means.cache, intake, means.clock, means.admission)
+            intake = self._cached = CachedIntake(
+                pool.spec, means.cache, intake, means.clock, means.admission, means.has_histograms
+            )
         self.state = ModelState.READY
         self.intake = self._intake = intake
         self._log_ready(pool)

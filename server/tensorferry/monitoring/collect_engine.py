@@ -116,7 +116,7 @@ _OTHERS: Final = (
     ("tensorferry_true_elements", "Elements of padded batches that callers sent", "counter", _VERSION, "sum"),
     (
         "tensorferry_padded_elements",
-        "Elements of padded batches, padding included",
+        "Elements run beside them that are padding alone",
         "counter",
         _VERSION,
         "sum",

@@ -19,7 +19,7 @@ from tensorferry.monitoring.host import HostUse
 from tensorferry.monitoring.loop_lag import LoopLag
 from tensorferry.transport import Transport
 
-__all__ = ["TRACE_OUTCOMES", "Outside", "ServerCollector", "process_families"]
+__all__ = ["TRACE_OUTCOMES", "Outside", "ServerCollector", "process_families", "rollback_families"]
 
 #: What becomes of a call that is to be traced.
 TRACE_OUTCOMES: Final = ("sampled", "over_limit", "dropped")
@@ -38,12 +38,14 @@ class Outside:
     """What other parts of the server count, asked when families are collected.
 
     ``errors`` is by gRPC code's name, of calls that didn't end with OK; ``traces`` by one of
-    TRACE_OUTCOMES; ``log_lines_dropped`` are lines that a limit kept out of the log.
+    TRACE_OUTCOMES; ``log_lines_dropped`` are lines that a limit kept out of the log; ``rollbacks`` is by
+    model and reason.
     """
 
     errors: Callable[[], Mapping[str, int]] = lambda: _NOTHING
     traces: Callable[[], Mapping[str, int]] = lambda: _NOTHING
     log_lines_dropped: Callable[[], int] = lambda: 0
+    rollbacks: Callable[[], Mapping[tuple[str, str], int]] = lambda: MappingProxyType({})
 
 
 #: Name, help, and the attribute of ``TransportStatistics``.
@@ -93,7 +95,8 @@ class ServerCollector:
             *self._lags(),
             *_of_host(self._host),
         ]
-        return {each.name: each for each in families} | process_families()
+        taken_back = rollback_families(self._outside.rollbacks())
+        return {each.name: each for each in families} | taken_back | process_families()
 
     def _counted(self) -> list[Family]:
         outside = self._outside
@@ -130,6 +133,18 @@ class ServerCollector:
         )
         family.distributions[()] = distribution_of(self._lag.histogram)
         return [family]
+
+
+def rollback_families(counts: Mapping[tuple[str, str], int]) -> Families:
+    """Return the family of what was taken back, by (model, reason)."""
+    family = Family(
+        "tensorferry_rollout_rollbacks",
+        "Canaries, splits and stable versions taken back, by reason",
+        "counter",
+        ("model", "reason"),
+        values={key: float(count) for key, count in counts.items()},
+    )
+    return {family.name: family}
 
 
 def process_families() -> Families:

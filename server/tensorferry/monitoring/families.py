@@ -8,13 +8,20 @@ them, rendered for Prometheus and read by the live page.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import Any, Final, TypeVar
 
-__all__ = ["Distribution", "Families", "Family", "counts_only", "from_json", "merged", "to_json"]
+__all__ = ["Distribution", "Families", "Family", "counts_only", "from_json", "merged", "parts_of", "to_json"]
 
 _Combine = Callable[[float, float], float]
+_V = TypeVar("_V")
+
+#: Series of a part (``parts_of``). A distribution has some sixty numbers.
+_DISTRIBUTIONS: Final = 64
+_VALUES: Final = 512
+
 _COMBINE: Final[Mapping[str, _Combine]] = {"sum": operator.add, "max": max, "min": min}
 
 
@@ -125,16 +132,33 @@ def to_json(families: Mapping[str, Family]) -> list[dict[str, Any]]:
 
 
 def from_json(told: Iterable[Mapping[str, Any]]) -> Families:
-    """Return what ``to_json`` was given."""
-    return {
-        each["name"]: Family(
-            each["name"],
-            each["help"],
-            each["kind"],
-            tuple(each["labels"]),
-            each["merge"],
-            {tuple(key): value for key, value in each["values"]},
-            {tuple(key): Distribution(bounds, counts, total) for key, counts, total in each["distributions"]},
+    """Return what ``to_json`` was given. A family may come in several parts."""
+    families: Families = {}
+    for each in told:
+        bounds = tuple(each["bounds"])
+        labels, merge = tuple(each["labels"]), each["merge"]
+        family = families.setdefault(
+            each["name"], Family(each["name"], each["help"], each["kind"], labels, merge)
         )
-        for each, bounds in ((each, tuple(each["bounds"])) for each in told)
-    }
+        family.values |= {tuple(key): value for key, value in each["values"]}
+        family.distributions |= {
+            tuple(key): Distribution(bounds, counts, total) for key, counts, total in each["distributions"]
+        }
+    return families
+
+
+def parts_of(family: Family) -> Iterator[Family]:
+    """Yield the family in parts that take about a millisecond each to write down; one if it is empty."""
+    if len(family.distributions) <= _DISTRIBUTIONS and len(family.values) <= _VALUES:
+        yield family
+        return
+    for values in _chunks(family.values, _VALUES):
+        yield replace(family, values=values, distributions={})
+    for distributions in _chunks(family.distributions, _DISTRIBUTIONS):
+        yield replace(family, values={}, distributions=distributions)
+
+
+def _chunks(of: Mapping[tuple[str, ...], _V], size: int) -> Iterator[dict[tuple[str, ...], _V]]:
+    items = iter(of.items())
+    while chunk := dict(islice(items, size)):
+        yield chunk

@@ -25,6 +25,9 @@ __all__ = ["Feed", "FeedLimits", "Viewer"]
 
 _COMPACT: Final = (",", ":")
 
+#: Versions that are written down at a stretch: less than a millisecond.
+_AT_A_STRETCH: Final = 64
+
 _log = structlog.get_logger("tensorferry.monitoring")
 
 
@@ -175,7 +178,7 @@ class Feed:
         self._before = (now, families)
         if before is None:
             return
-        encoded = json.dumps(await self._frame(before, self._before), separators=_COMPACT).encode()
+        encoded = await _encoded(await self._frame(before, self._before))
         self._keep(now, encoded)
         for viewer in tuple(self._viewers):
             viewer.offer(encoded)
@@ -219,3 +222,15 @@ class Feed:
         oldest = now - self._limits.history_s
         while self._history_bytes > self._limits.history_bytes or self._history[0][0] < oldest:
             self._history_bytes -= len(self._history.popleft()[1])
+
+
+async def _encoded(frame: Frame) -> bytes:
+    """Return a frame as JSON; of many versions some at a time, and the loop goes on between."""
+    rest = {name: part for name, part in frame.items() if name != "models"}
+    models = frame["models"]
+    pieces = []
+    for start in range(0, len(models), _AT_A_STRETCH):
+        if start:
+            await asyncio.sleep(0)
+        pieces.append(json.dumps(models[start : start + _AT_A_STRETCH], separators=_COMPACT)[1:-1])
+    return f'{json.dumps(rest, separators=_COMPACT)[:-1]},"models":[{",".join(pieces)}]}}'.encode()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
 import grpc
 
@@ -19,14 +19,21 @@ from tensorferry.wire import open_inference_pb2 as pb
 
 __all__ = ["Answer", "Failures", "StreamCall", "TracedCall", "refuse"]
 
+#: What a stream's message begins with that is an answer: the field's number and, as 2, "length-delimited".
+_RESPONSE_TAG: Final = pb.ModelStreamInferResponse.INFER_RESPONSE_FIELD_NUMBER << 3 | 2
+
 
 class Failures(Protocol):
-    """Hears of calls that fail, to log or count them."""
+    """Hears of calls that fail, to count and log them."""
 
-    def note(
+    def count(self, code: grpc.StatusCode) -> bool:
+        """Count a call that failed so; whether ``tell`` wants to know more of it."""
+        ...
+
+    def tell(
         self, code: grpc.StatusCode, error: BaseException, model: str, request_id: str, trace_id: str = ""
     ) -> None:
-        """Take a failed call: its status, its error, and what it was known by ("" where nothing)."""
+        """Take its status, its error, and what it was known by ("" where nothing)."""
         ...
 
 
@@ -56,10 +63,10 @@ class Answer:
     def _fail(self, error: Exception) -> None:
         status = status_of(error)
         self.call.fail(*status)
-        if self.failures is not None:
+        if self.failures is not None and self.failures.count(status.code):
             identity = self.identity.decode("utf-8", "replace")
             trace_id = trace_id_of(self.call.traceparent)
-            self.failures.note(status.code, error, self.plan.live.spec.name, identity, trace_id)
+            self.failures.tell(status.code, error, self.plan.live.spec.name, identity, trace_id)
 
 
 class StreamCall:
@@ -92,9 +99,7 @@ class StreamCall:
     def reply(self, message: bytes) -> None:
         """Answer with a serialised response."""
         if not self._future.done():
-            response = pb.ModelInferResponse.FromString(message)
-            answer = pb.ModelStreamInferResponse(infer_response=response)
-            self._future.set_result(answer.SerializeToString())
+            self._future.set_result(_in_stream(message))
 
     def fail(self, code: grpc.StatusCode, details: str) -> None:
         """Answer with an error's text."""
@@ -145,7 +150,8 @@ class TracedCall:
     def submitted(self, plan: Plan, identity: bytes, request: Pending) -> None:
         """Note what the call's request is."""
         trace = self.trace
-        self._request = request
+        if not trace.ended_at:  # a piece of a split request may be refused from within the submission
+            self._request = request
         trace.submitted_at = request.enqueued_at
         trace.rows = request.bound.rows
         self.named(plan.live.spec.name, identity.decode("utf-8", "replace"), plan.live.spec.version)
@@ -173,12 +179,29 @@ class TracedCall:
         self._tracer.ended(self.trace)
 
 
+def _in_stream(message: bytes) -> bytes:
+    """Wrap a serialised response as the message of a stream, whatever is in it and however long it is.
+
+    Not by protobuf, which would parse it and may raise: the rest of the batch waits for its outcome.
+    """
+    head, size = bytearray((_RESPONSE_TAG,)), len(message)
+    while size > 0x7F:
+        head.append(size & 0x7F | 0x80)
+        size >>= 7
+    head.append(size)
+    return b"".join((head, message))
+
+
 def refuse(
     call: UnaryCall, error: Exception, body: bytes, decoded: Decoded | None, failures: Failures | None
 ) -> None:
-    """End a call that didn't get as far as a queue. ``decoded`` is its request where it was understood."""
+    """End a call that didn't get as far as a queue. ``decoded`` is its request where it was understood.
+
+    Whom it was for is found out only for a line that is written or a trace: not for a flood.
+    """
     status = status_of(error)
-    if failures is not None or isinstance(call, TracedCall):
+    told = failures if failures is not None and failures.count(status.code) else None
+    if told is not None or isinstance(call, TracedCall):
         if decoded is not None:
             spec = decoded[0].live.spec
             model, version, identity = spec.name, spec.version, decoded[1].decode("utf-8", "replace")
@@ -186,6 +209,6 @@ def refuse(
             (model, identity), version = identify(body), 0
         if isinstance(call, TracedCall):
             call.named(model, identity, version)
-        if failures is not None:
-            failures.note(status.code, error, model, identity, trace_id_of(call.traceparent))
+        if told is not None:
+            told.tell(status.code, error, model, identity, trace_id_of(call.traceparent))
     call.fail(*status)

@@ -54,25 +54,28 @@ class Failures:
         #: How many calls ended with each code, by the code's name.
         self.counts: dict[str, int] = {}
 
-    def note(
-        self, code: grpc.StatusCode, error: BaseException, model: str, request_id: str, trace_id: str = ""
-    ) -> None:
-        """Count a failed call, and write its line: at level error if the fault is ours, else at info.
-
-        ``model`` and ``request_id`` are as the caller sent them: they are cut and escaped on their way.
-        """
+    def count(self, code: grpc.StatusCode) -> bool:
+        """Count a failed call. Whether its line is wanted: if so, ``tell`` what it was known by."""
         name = code._name_  # as name is, without a call; and its hash is known, unlike the code's
         kind = self._kinds.get(name)
         if kind is None:
             kind = self._kinds[name] = _Kind(code)
             self.counts[name] = 0
         self.counts[name] += 1
-        if kind.is_flood():
-            return
+        return not kind.is_flood()
+
+    def tell(
+        self, code: grpc.StatusCode, error: BaseException, model: str, request_id: str, trace_id: str = ""
+    ) -> None:
+        """Write the line of a call that was just counted: at level error if the fault is ours, else at info.
+
+        ``model`` and ``request_id`` are as the caller sent them: they are cut and escaped on their way.
+        """
+        kind = self._kinds[code._name_]
         if kind.is_fault:
             kind.write(
                 _EVENT,
-                code=name,
+                code=kind.name,
                 model=model,
                 request_id=request_id,
                 trace_id=trace_id,
@@ -80,7 +83,9 @@ class Failures:
                 reason=error,
             )
         else:
-            kind.write(_EVENT, code=name, model=model, request_id=request_id, trace_id=trace_id, reason=error)
+            kind.write(
+                _EVENT, code=kind.name, model=model, request_id=request_id, trace_id=trace_id, reason=error
+            )
 
 
 def _never() -> bool:

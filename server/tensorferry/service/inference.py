@@ -20,7 +20,7 @@ from tensorferry.model import TensorSpec
 from tensorferry.service import statistics
 from tensorferry.service.answers import Answer, Failures, StreamCall, TracedCall, refuse
 from tensorferry.service.methods import MethodTable, UnaryCall
-from tensorferry.service.plans import Planner, identify
+from tensorferry.service.plans import Planner, model_of
 from tensorferry.service.status import guarded
 from tensorferry.tracing.context import Headers, headers_of
 from tensorferry.tracing.tracer import Tracer
@@ -86,8 +86,12 @@ class InferenceService:
     def infer(self, call: UnaryCall, body: bytes) -> None:
         """ModelInfer: decode, submit; ``Answer`` replies when the batch is done."""
         traced = None
-        if self._tracer is not None and (traced := self._traced(self._tracer, call, body)) is not None:
-            call = traced
+        if (tracer := self._tracer) is not None:
+            countdown = tracer.countdown
+            if countdown.skip and call.traceparent is None:
+                countdown.skip -= 1
+            elif (traced := self._traced(tracer, call, body)) is not None:
+                call = traced
         decoded = None
         try:
             decoded = plan, identity, parts, key = self._planner.decode(body)
@@ -104,7 +108,7 @@ class InferenceService:
 
     def _traced(self, tracer: Tracer, call: UnaryCall, body: bytes) -> TracedCall | None:
         """Return the call as one that is traced, if it is to be."""
-        model = identify(body)[0] if tracer.has_scopes else ""
+        model = model_of(body) if tracer.has_scopes else ""
         trace = tracer.sample(call.traceparent, call.tracestate, model)
         return None if trace is None else TracedCall(call, trace, tracer)
 

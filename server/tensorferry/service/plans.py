@@ -32,7 +32,7 @@ from tensorferry.service.timing import timing_parameters
 from tensorferry.tensors import Buffer, Tensor, rows_of
 from tensorferry.wire import open_inference_pb2 as pb
 
-__all__ = ["Decoded", "Plan", "Planner", "identify"]
+__all__ = ["Decoded", "Plan", "Planner", "identify", "model_of"]
 
 #: Distinct request forms kept; past it all are dropped and made anew. A form is a model, a row
 #: count and parameters: callers have a few, and one who makes a new one each time costs a parse.
@@ -42,6 +42,9 @@ _MAX_KEY_BYTES: Final = 2048
 
 #: ``_scan.join_response`` keeps its buffers in an array of this size.
 _MAX_JOINED: Final = 16
+
+#: What a request begins with whose first field is its model's name: the field's number, and its kind.
+_NAME_TAG: Final = bytes((pb.ModelInferRequest.MODEL_NAME_FIELD_NUMBER << 3 | 2,))
 
 _Scanned = tuple[bytes, bytes, list[Buffer], bytes]
 _Join = Callable[[bytes, bytes, bytes, Sequence[Tensor], int, int, int], bytes]
@@ -179,6 +182,19 @@ def identify(body: bytes) -> tuple[str, str]:
     except Exception:  # protobuf's DecodeError, whose module depends on the implementation
         return "", ""
     return message.model_name, identity
+
+
+def model_of(body: bytes) -> str:
+    """Return the model's name that a serialised request has, "" if it can't be told: for every request.
+
+    Whoever writes fields in their order writes the name first; others pay for ``identify``.
+    """
+    if body[:1] == _NAME_TAG and len(body) > 1 and body[1] < 0x80:
+        try:
+            return body[2 : 2 + body[1]].decode()
+        except UnicodeDecodeError:
+            return ""
+    return identify(body)[0]
 
 
 class Planner:

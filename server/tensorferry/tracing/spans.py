@@ -53,13 +53,16 @@ class SpanMaker:
     def spans_of(self, traces: Sequence[RequestTrace]) -> list[ReadableSpan]:
         """Return the spans of one batch's traced calls, or of one call that no batch has answered."""
         record = traces[0].record
+        # The batch's span goes below one of those that it left with, if such a one is traced; not below
+        # one that joined an equal request's run, and came later.
+        traces = sorted(traces, key=_submitted_at)
         contexts = [self._context_of(trace) for trace in traces]
         spans: list[ReadableSpan] = []
         links: list[Link] = []
         if record is not None:
             if record.trace is None:
                 batch = record.trace = self._child(contexts[0])
-                spans += self._batch(record, batch, contexts)
+                spans += self._batch(record, batch, contexts, traces[0].submitted_at)
                 spans += self._call(traces[0], contexts[0], [])
                 traces, contexts = traces[1:], contexts[1:]
             # Who is answered in a later tick, because the model keeps the order, links to it too.
@@ -117,9 +120,12 @@ class SpanMaker:
         )
 
     def _batch(
-        self, record: BatchRecord, batch: SpanContext, contexts: Sequence[SpanContext]
+        self, record: BatchRecord, batch: SpanContext, contexts: Sequence[SpanContext], joined_at: float
     ) -> list[ReadableSpan]:
-        """Return the batch's span, a child of its first traced call's, and the run within it."""
+        """Return the batch's span, a child of its first traced call's, and the run within it.
+
+        Of a call that joined when the batch had left they are what it saw of them, from ``joined_at`` on.
+        """
         attributes: dict[str, Any] = {
             "tensorferry.batch.rows": record.rows,
             "tensorferry.batch.requests": record.requests,
@@ -135,18 +141,19 @@ class SpanMaker:
         # When the run began isn't known, only how long it took. As in the statistics, what is left of
         # the batch's time is its way back.
         ran_until = min(record.started_at + record.run_s, record.ended_at)
+        start = max(record.started_at, joined_at)
         links = [Link(context) for context in contexts]
         return [
             self._span(
                 "batch",
                 contexts[0],
-                record.started_at,
+                start,
                 record.ended_at,
                 attributes,
                 links=links,
                 context=batch,
             ),
-            self._span("run", batch, record.started_at, ran_until, run),
+            self._span("run", batch, start, ran_until, run),
         ]
 
     def _span(
@@ -185,3 +192,7 @@ class SpanMaker:
 
     def _ns(self, at: float) -> int:
         return round(at * 1e9) + self._offset_ns
+
+
+def _submitted_at(trace: RequestTrace) -> float:
+    return trace.submitted_at

@@ -19,6 +19,11 @@ __all__ = ["Sink", "Tracer"]
 _MAX_SCOPES: Final = 1024
 
 
+#: In place of a countdown: each call is to be asked about. Never drawn.
+_ASK: Final = Rule(False, 0, Budget(0), Random())
+_ASK.skip = 0
+
+
 class Sink(Protocol):
     """Takes the traces of calls that have ended. Never blocks, never raises."""
 
@@ -59,6 +64,9 @@ class Tracer:
         self._rules: dict[str, Rule] = {}
         #: Whether a model has settings of its own, so that ``sample`` needs its name.
         self.has_scopes = False
+        #: What ``sample`` would go by for a call that carries no context, where the model doesn't matter.
+        #: While its ``skip`` isn't 0, counting that down is all that there is to do: the way of every call.
+        self.countdown = self._all
         self._ended: list[RequestTrace] = []
         self.now = clock.now
         self.sampled = 0
@@ -165,6 +173,7 @@ class Tracer:
         self._all = self._rule("")
         self._rules = {name: self._rule(name) for name in self._choices if name}
         self.has_scopes = bool(self._rules)
+        self.countdown = _ASK if self.has_scopes else self._all
 
     def _rule(self, scope: str) -> Rule:
         own, general = self._choices[scope], self._choices[""]

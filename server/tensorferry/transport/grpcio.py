@@ -197,6 +197,8 @@ def _adapted(handler: UnaryHandler, is_tracing: bool) -> grpc.RpcMethodHandler[A
             if call.on_cancel is not None:
                 call.on_cancel()
             raise
+        finally:
+            call.on_cancel = None  # it leads back here: no cycle for the garbage collector
 
     adapted: Callable[..., Awaitable[Any]] = unary
     return grpc.unary_unary_rpc_method_handler(adapted)

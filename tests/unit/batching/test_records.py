@@ -33,6 +33,25 @@ def test_a_batch_is_full_when_somebody_is_left_behind():
     assert reasons(station) == {FULL: 1, IDLE: 1}
 
 
+def test_a_batch_is_full_that_has_as_many_rows_as_it_may():
+    station = Station(bytes_spec(max_batch_size=4))
+    for _ in range(4):
+        station.submit()
+    station.finish_all()
+    assert reasons(station) == {FULL: 1}
+
+
+def test_a_model_of_one_row_is_full_when_somebody_is_left_behind():
+    station = Station(bytes_spec(max_batch_size=1))
+    station.submit()
+    station.finish_all()
+    assert reasons(station) == {IDLE: 1}
+    station.submit()
+    station.submit()
+    station.finish_all()
+    assert reasons(station) == {IDLE: 2, FULL: 1}
+
+
 def test_a_held_batch_leaves_when_the_delay_is_over_or_a_limit_ends_it():
     station = Station(bytes_spec(max_queue_delay_us=1_000_000))
     station.submit()

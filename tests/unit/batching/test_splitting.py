@@ -380,3 +380,15 @@ def test_split_requests_of_any_length_are_padded_and_answered_as_if_alone(shapes
         assert array_of(output).tolist() == x.tolist()
     assert line.outcomes == {request: 1 for request, _ in sent}
     line.check_at_rest()
+
+
+def test_the_whole_came_when_its_pieces_came():
+    line = Line()
+    line.station.clock.advance(7.0)
+    whole = line.submit(rows_of_bytes(10), 10)
+    assert whole.enqueued_at == 7.0
+    line.station.tick()
+    line.station.clock.advance(1.0)
+    line.station.finish_all()
+    assert whole.record is not None
+    assert whole.enqueued_at <= whole.record.started_at

@@ -21,6 +21,7 @@ from tests.unit.live_support import (
 )
 
 from tensorferry.control.canaries import Canaries
+from tensorferry.errors import InvalidRequest
 from tensorferry.rollout import changes
 from tensorferry.rollout.state import CanaryState
 from tensorferry.rollout.store import RolloutStore
@@ -241,6 +242,49 @@ def test_progress_looks_now_and_then_and_a_tick_always(tmp_path):
         watch.canaries.progress("m")
         await watch.quiet()
         assert watch.canary.step == 2
+
+    with_canary(tmp_path, use)
+
+
+def taken_back(watch):
+    found = watch.server.coordinator.rollbacks.counts(["m"])
+    return {reason: count for (_, reason), count in found.items()}
+
+
+def test_what_a_guard_takes_back_is_counted_and_there_is_a_0_before(tmp_path):
+    async def use(watch):
+        await watch.look()
+        assert taken_back(watch) == {"guard": 0, "process_died": 0, "asked": 0}
+        await watch.send(120)
+        await watch.look()
+        assert watch.canary.state is CanaryState.ROLLED_BACK
+        assert taken_back(watch) == {"guard": 1, "process_died": 0, "asked": 0}
+        await watch.look()
+        assert taken_back(watch)["guard"] == 1
+
+    with_canary(tmp_path, use, factor=500.0, step_requests=1000, max_score_shift=0.2)
+
+
+def test_what_is_taken_back_for_a_death_or_because_somebody_asks_is_counted_apart(tmp_path):
+    async def use(watch):
+        watch.canaries.process_died(3)
+        await watch.quiet()
+        assert taken_back(watch) == {"guard": 0, "process_died": 1, "asked": 0}
+        await watch.server.change(canary(2))
+        await watch.server.coordinator.rollback("m", back)
+        assert taken_back(watch) == {"guard": 0, "process_died": 1, "asked": 1}
+        assert isinstance(await outcome(watch.server.coordinator.rollback("m", back)), InvalidRequest)
+        assert taken_back(watch)["asked"] == 1
+
+    with_canary(tmp_path, use)
+
+
+def test_a_canary_that_goes_on_is_not_counted_as_taken_back(tmp_path):
+    async def use(watch):
+        await watch.look()
+        await watch.send(10)
+        assert await watch.step() == 1
+        assert not any(taken_back(watch).values())
 
     with_canary(tmp_path, use)
 

@@ -31,11 +31,11 @@ LEVELS = {"priority_levels": 3, "default_priority_level": 2}
 class CachedStation(Station):
     """A station with the cache before its batcher."""
 
-    def __init__(self, spec=None, cache=None, split=False, **more) -> None:
+    def __init__(self, spec=None, cache=None, split=False, has_histograms=True, **more) -> None:
         super().__init__(spec, **more)
         self.cache = cache or ResponseCache(2**20)
         inner = Splitter(self.batcher, self.spec) if split else self.batcher
-        self.intake = CachedIntake(self.spec, self.cache, inner, self.clock, self.admission)
+        self.intake = CachedIntake(self.spec, self.cache, inner, self.clock, self.admission, has_histograms)
 
     def submit(self, data=b"a", rows=1, deadline=NEVER, on_done=None, timeout_s=0.0, priority=0) -> Pending:
         tensor = Tensor("x", "UINT8", (rows, len(data)), data * rows)
@@ -531,3 +531,13 @@ def test_each_request_has_one_outcome_and_no_answer_differs_from_the_uncached(sp
     assert counts.failure_count == len(ledger.asked) - successes + ledger.refused
     if ledger.is_unloaded:
         assert station.cache.size().byte_size == 0
+
+
+def test_with_monitoring_off_nothing_is_distributed():
+    station = CachedStation(has_histograms=False)
+    answered_once(station)
+    station.submit(b"a")
+    station.tick()
+    assert station.hits == 1
+    assert station.statistics.success_count == 2
+    assert station.intake._counters.histograms is None

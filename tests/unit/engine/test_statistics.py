@@ -159,3 +159,18 @@ def test_an_ensemble_in_an_ensemble_hands_its_runs_times_on():
 def chain_of_ensemble():
     """One step: the ensemble of ``two_steps``, whose input and output are named otherwise than a model's."""
     return [step("e", {"in": "in"}, {"out": "out"})]
+
+
+def test_answers_of_a_cached_model_are_late_after_its_objective():
+    station = CachedStation(bytes_spec(latency_objective_ms=1000.0))
+    station.submit(b"a")
+    station.tick()
+    station.clock.advance(0.5)
+    station.submit(b"a")  # joins the run, and has half of the time behind it when that is back
+    station.clock.advance(0.75)
+    station.executor.finish()
+    station.tick()
+    station.submit(b"a")  # kept
+    station.tick()
+    assert len(station.done) == 3
+    assert station.statistics.late_count == 1

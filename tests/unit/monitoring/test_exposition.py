@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.unit.support import run
@@ -19,7 +21,7 @@ LABELS = ("model", "version")
 
 def text_of(*families: Family) -> str:
     told: Families = {each.name: each for each in families}
-    return run(render(told, Turns(VirtualClock()))).decode()
+    return b"".join(run(render(told, Turns(VirtualClock())))).decode()
 
 
 def durations(*values_s: float) -> Family:
@@ -99,6 +101,29 @@ def test_a_family_of_many_series_has_one_head_and_all_its_series(kind: str):
     assert (x.type, y.type) == (kind, "gauge")
     assert {sample.labels["model"] for sample in x.samples} == {name for name, _ in keys}
     assert len(x.samples) == len(keys) * (4 if kind == "histogram" else 1)
+
+
+def test_a_long_text_comes_in_pieces_which_other_tasks_run_between():
+    keys = [(f"m{number}", "1") for number in range(5000)]
+    many = Family("tensorferry_x", "X", "gauge", LABELS, values=dict.fromkeys(keys, 1.0))
+
+    async def main() -> tuple[int, int]:
+        turns = 0
+
+        async def others() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        running = asyncio.create_task(others())
+        pieces = await render({many.name: many}, Turns(VirtualClock()))
+        running.cancel()
+        return turns, max(map(len, pieces))
+
+    turns, longest = run(main())
+    assert turns >= 25
+    assert longest < 32 * 1024
 
 
 def test_label_values_and_helps_are_escaped():

@@ -243,3 +243,38 @@ def test_stopping_ends_a_sample_that_hangs():
             assert stage.source.asked == 1
 
     run(main())
+
+
+def test_a_frame_of_many_versions_is_whole_and_made_in_several_turns():
+    class Many(Counting):
+        async def families(self) -> Families:
+            self.asked += 1
+            values = {(f"m{number:03}", "1"): float(self.asked) for number in range(300)}
+            return {NAME: Family(NAME, "", "counter", ("model", "version"), values=values)}
+
+    async def use(stage: Stage):
+        stage.feed._source = Many()
+        viewer = stage.feed.watch()
+        for _ in range(3):
+            stage.clock.advance(1.0)
+            for _ in range(100):
+                await asyncio.sleep(0)
+        frame = json.loads(await viewer.next())
+        assert [each["model"] for each in frame["models"]] == [f"m{number:03}" for number in range(300)]
+        assert set(frame) == {"at", "interval_s", "server", "total", "models"}
+
+    on_stage(use)
+
+
+def test_a_frame_without_versions_is_whole():
+    async def use(stage: Stage):
+        async def nothing() -> Families:
+            stage.source.asked += 1
+            return {}
+
+        stage.source.families = nothing
+        viewer = stage.feed.watch()
+        await stage.pass_s(3)
+        assert json.loads(await viewer.next())["models"] == []
+
+    on_stage(use)

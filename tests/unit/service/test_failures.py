@@ -22,7 +22,9 @@ def noted(*errors, request_id="the client's own"):
     with structlog.testing.capture_logs() as lines:
         failures = Failures()
         for error in errors:
-            failures.note(status_of(error).code, error, "m", request_id, "trace")
+            code = status_of(error).code
+            assert failures.count(code), "nothing here limits lines"
+            failures.tell(code, error, "m", request_id, "trace")
     return failures, lines
 
 

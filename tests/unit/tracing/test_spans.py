@@ -144,6 +144,18 @@ def test_who_joined_a_run_that_had_left_waited_for_no_batch():
     spans = by_name(maker().spans_of([follower]))
     assert seconds(spans["queue"][0]) == (2.5, 2.5)
     assert seconds(spans["reply"][0]) == (3.0, 3.5)
+    assert seconds(spans["batch"][0]) == (2.5, 3.0), "no part of a call begins before it"
+    assert seconds(spans["run"][0]) == (2.5, 2.6)
+
+
+def test_the_batch_belongs_to_one_that_it_left_with():
+    bench, batch = Bench(), record()
+    follower, lead = trace(bench, batch), trace(bench, batch)
+    follower.received_at = follower.submitted_at = 2.75
+    spans = by_name(maker().spans_of([follower, lead]))
+    assert spans["batch"][0].parent.span_id == lead.span_id
+    assert seconds(spans["batch"][0]) == (2.0, 3.0)
+    assert [len(span.links) for span in spans["ModelInfer"]] == [0, 1]
 
 
 def test_long_texts_of_callers_are_cut():
