@@ -40,6 +40,7 @@ from tensorferry.service.inference import SERVICE, InferenceService
 from tensorferry.service.methods import MethodTable
 from tensorferry.service.repository import ROLLOUT_SERVICE, RepositoryService
 from tensorferry.service.settings import SettingsService
+from tensorferry.signals import StopSignals
 from tensorferry.tracing import Tracer, Untraced, open_tracer
 from tensorferry.transport import Transport, choose
 from tensorferry.transport.listening import address_of
@@ -275,8 +276,13 @@ async def serve(config: ServerConfig, desk: ControlDesk | None = None) -> None:
     loaded = asyncio.Event()
     serving = asyncio.create_task(_serve(config, desk, loaded, stop))
 
+    signals = StopSignals()
+
     def on_signal(number: signal.Signals) -> None:
-        if stop.is_set():
+        is_second = signals.is_second()
+        if is_second is None:
+            return
+        if is_second:
             _log.warning("second signal: exiting without draining", signal=number.name)
             logs.flush()
             os._exit(1)

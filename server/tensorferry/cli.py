@@ -28,14 +28,34 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit status (0 well, 1 a fault found, 2 a wrong call)."""
+    _open_standard_streams()
     parser = _parser()
     parsed = parser.parse_args(arguments)
     try:
         status: int = parsed.run(parsed)
+        sys.stdout.flush()
     except ConfigurationError as error:
         print(f"tensorferry: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # Whoever read our output has had enough of it, as `head` does. The interpreter would try to
+        # write the rest at its end, and complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
     return status
+
+
+def _open_standard_streams() -> None:
+    """Put something on the descriptors 0 to 2 that were closed when the process began (``2>&-``).
+
+    The next files to be opened would get these numbers: the event loop's own, and what libraries write to
+    standard error would go there.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -25,6 +25,7 @@ from tensorferry.monitoring.feed import Feed
 from tensorferry.monitoring.pacing import Made, Paced, Turns
 from tensorferry.monitoring.page import LivePage
 from tensorferry.monitoring.sources import Source
+from tensorferry.transport.listening import reason_of
 
 __all__ = ["COLLECTED_AT", "NO_MONITORING", "HttpPort", "NotReady", "Readiness"]
 
@@ -102,7 +103,7 @@ class HttpPort:
             await web.TCPSite(runner, host, port).start()
         except OSError as error:
             await runner.cleanup()
-            raise SettingsError(f"can't listen on {host}:{port} for HTTP: {error.strerror}") from None
+            raise SettingsError(f"can't listen on {host}:{port} for HTTP: {reason_of(error)}") from None
         self._runner = runner
         if self._feed is not None:
             self._feed.start()

@@ -33,7 +33,8 @@ from tensorferry.control.desk import Command
 from tensorferry.control.processes import ProcessFleet
 from tensorferry.errors import SettingsError
 from tensorferry.fleet_port import FleetPort
-from tensorferry.transport.listening import address_of
+from tensorferry.signals import StopSignals
+from tensorferry.transport.listening import address_of, reason_of
 
 __all__ = ["settings_of", "supervise"]
 
@@ -235,15 +236,17 @@ async def _announce(
 
 def _forward_signals(workers: list[_Worker]) -> None:
     loop = asyncio.get_running_loop()
-    seen: list[signal.Signals] = []
+    signals = StopSignals()
 
     def on_signal(number: signal.Signals) -> None:
+        is_second = signals.is_second()
+        if is_second is None:
+            return
         for worker in workers:
-            worker.stop(signal.SIGKILL if seen else signal.SIGTERM)
-        if seen:
+            worker.stop(signal.SIGKILL if is_second else signal.SIGTERM)
+        if is_second:
             logs.flush()
             os._exit(1)
-        seen.append(number)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
@@ -262,7 +265,9 @@ def _hold_port(host: str, port: int) -> socket.socket:
         holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         holder.bind(address)
     except OSError as error:
-        raise SettingsError(f"can't listen on {address_of(host, port)} for gRPC: {error.strerror}") from None
+        raise SettingsError(
+            f"can't listen on {address_of(host, port)} for gRPC: {reason_of(error)}"
+        ) from None
     return holder
 
 

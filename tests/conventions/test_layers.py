@@ -28,6 +28,7 @@ LAYERS = (
     "monitoring",
     "logs",
     "http_port",
+    "signals",
     "app",
     "fleet_port",
     "supervisor",

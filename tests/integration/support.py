@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 import urllib.error
@@ -15,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tensorferry.http_port import COLLECTED_AT
 from tensorferry.tensors import DATATYPES, Tensor, array_of, tensor_of
 from tensorferry.testing.gate import Gate
+from tensorferry.testing.process import ListeningProcess
 from tensorferry.wire import open_inference_pb2 as pb
 from tensorferry.wire import open_inference_pb2_grpc as pb_grpc
 
@@ -29,6 +32,20 @@ def wait_until(condition: Callable[[], object], what: str) -> None:
     while not condition():
         assert time.monotonic() < give_up_at, f"not within {PATIENCE_S:g} s: {what}"
         pause.wait(0.002)
+
+
+def insist(process: ListeningProcess, number: signal.Signals) -> None:
+    """Send a signal until the process ends: one that comes right after another counts as that one's echo."""
+
+    def has_ended() -> bool:
+        process.send_signal(number)
+        try:
+            os.kill(process.pid, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+    wait_until(has_ended, "the process ends")
 
 
 def column(*values: float) -> np.ndarray:

@@ -17,6 +17,7 @@ from tests.integration.support import (
     PATIENCE_S,
     error_of,
     fetch,
+    insist,
     occupy,
     sample,
     wait_until,
@@ -158,7 +159,7 @@ def test_a_second_signal_exits_at_once(launch: Launch, gated: tuple[Path, Gate],
         running = occupy(gate, stub, "gated")
         process.send_signal(signal.SIGTERM)
         wait_until(lambda: fetch(process.http_address, "/healthz/ready")[0] == 503, "it drains")
-        process.send_signal(second)
+        insist(process, second)
         # The gate is closed still: nothing but the second signal can have ended it.
         assert process.wait() == 1
         assert error_of(lambda: running.result(PATIENCE_S)).code() is grpc.StatusCode.UNAVAILABLE

@@ -18,6 +18,7 @@ from tests.integration.support import (
     PATIENCE_S,
     error_of,
     fetch,
+    insist,
     sample,
     samples_of,
     wait_until,
@@ -317,7 +318,7 @@ def test_a_second_signal_kills_them_all(server: ServerProcess, gate: Gate, secon
         wait_until(lambda: in_flight_bytes(server) == BYTES_EACH, "the request is in a process")
         server.send_signal(signal.SIGTERM)
         wait_until(lambda: not is_ready(server), "it drains")
-        server.send_signal(second)
+        insist(server, second)
         # The gate is closed still: nothing but the second signal can have ended them.
         assert server.wait() == 1
         assert error_of(lambda: running.result(PATIENCE_S)).code() is grpc.StatusCode.UNAVAILABLE

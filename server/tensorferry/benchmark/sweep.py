@@ -3,7 +3,8 @@
 A step that misses is run again before it is believed: what disturbs a measurement only ever makes it
 worse. Throughput need not grow with the level, nor must a low level be within the objective because a
 higher one is (a batcher that waits for more calls is slow when there are few): so the answer is the
-step of the highest throughput among those that were within, and it is run a second time.
+step of the highest throughput among those that were within, and it is run a second time, for the figures
+that are told: the first was chosen for being high, by chance as well.
 """
 
 from __future__ import annotations
@@ -115,12 +116,14 @@ class _Search(Generic[T]):
                 high = middle
 
     def confirmed(self) -> Step[T] | None:
-        """Return the step of the highest throughput whose second run is within, too."""
+        """Return the second run of the step of the highest throughput that is within in both."""
         best_first = sorted(self._within, key=lambda each: each.outcome.calls_per_s, reverse=True)
         for each in best_first:
             again = None if self._ended else self._run(each.level)
-            if again is None or again.outcome.is_within:
+            if again is None:
                 return each
+            if again.outcome.is_within:
+                return again
         return None
 
     def _keeps(self, level: float) -> bool:

@@ -25,6 +25,9 @@ _LIMITED_ELSEWHERE: Final = frozenset({"model printed", "model prints too much"}
 
 _LONGEST_LINE: Final = 65_536
 
+#: Of each kind of line, lastingly.
+_TRACEBACKS_PER_S: Final = 1.0
+
 
 class Pipeline:
     """What all loggers of the process share. ``fd`` is where lines go, None for nowhere."""
@@ -33,6 +36,7 @@ class Pipeline:
         self.levels = Levels()
         self.writer = Writer(fd, self._say_what_is_owed)
         self.limiter = Limiter(lines_per_s, on_left_out=self.writer.poke)
+        self._tracebacks = Limiter(min(lines_per_s, _TRACEBACKS_PER_S))
         self._json = structlog.processors.JSONRenderer()
         self._console = structlog.dev.ConsoleRenderer(colors=is_terminal)
         self._lost_told = 0
@@ -59,6 +63,14 @@ class Pipeline:
             reason = getattr(sys.exc_info()[0], "__name__", "")
             line = {"event": "log line could not be made", "level": "error", "reason": reason}
             self.writer.write(str(self._render(None, "error", line)), True)
+
+    def shorten(self, kind: Kind, fields: dict[str, Any]) -> None:
+        """Leave out a line's traceback where its kind has had enough: it is as long as forty lines."""
+        if self._tracebacks.admit(kind) != REFUSED:
+            return
+        given = fields.pop("exc_info")
+        error = given if isinstance(given, BaseException) else sys.exc_info()[1]
+        fields["raised"] = type(error).__name__
 
     def say_left_out(self, kind: Kind, count: int) -> None:
         """Write how many lines of a kind were left out."""
@@ -179,6 +191,8 @@ class Logger(structlog.BoundLoggerBase):
                 return
             if left_out:
                 sink.pipeline.say_left_out(kind, left_out)
+            if fields.get("exc_info"):
+                sink.pipeline.shorten(kind, fields)
             self._proxy_to_logger(level, event % args if args else event, **fields)
         except Exception:  # whoever logs has something else to do
             sink.pipeline.failed()

@@ -23,6 +23,10 @@ _LEAST_S: Final = 0.1
 _PAUSES: Final = 4.0
 
 
+#: A sum of a few floats is off by a few parts in 2**53.
+_ROUNDING: Final = 1e-12
+
+
 class Member(Protocol):
     """A server process that may be asked; it may end, and be started again in the same place."""
 
@@ -98,6 +102,25 @@ def _is_less(now: Distribution | None, before: Distribution) -> bool:
     return now is None or any(new < old for new, old in zip(now.counts, before.counts, strict=True))
 
 
+def _keep_up(total: Mapping[str, Family], told: Mapping[str, Family]) -> None:
+    """Keep sums from falling by rounding: the same parts are added in another order when one has ended."""
+    for name, before in told.items():
+        family = total.get(name)
+        if family is None:
+            continue
+        for key, value in before.values.items():
+            if _is_rounded_down(family.values.get(key), value):
+                family.values[key] = value
+        for key, each in before.distributions.items():
+            now = family.distributions.get(key)
+            if now is not None and _is_rounded_down(now.total, each.total):
+                family.distributions[key] = Distribution(now.bounds, now.counts, each.total)
+
+
+def _is_rounded_down(now: float | None, before: float) -> bool:
+    return now is not None and now < before <= now + abs(now) * _ROUNDING
+
+
 class FleetSource:
     """Asks all members, one round at a time, at most ten a second; ``own`` are the asker's families.
 
@@ -110,6 +133,8 @@ class FleetSource:
         self._members = members
         self._own = own
         self._ledgers = [Ledger() for _ in members]
+        #: The sums that were told last.
+        self._told: Families = {}
         self._rounds = Rounds(self._ask, clock, _PAUSES, _LEAST_S)
 
     async def families(self) -> Families:
@@ -136,6 +161,8 @@ class FleetSource:
                 ledger.forget(live)
         total = merged((live, *(ledger.closed for ledger in self._ledgers)))
         self._put_fleet(total, sum(answer is not None for answer in answers))
+        _keep_up(total, self._told)
+        self._told = counts_only(total)
         turns.end()
         return total
 

@@ -199,6 +199,8 @@ cdef class Hub:
         nghttp2_session_callbacks_set_send_data_callback(self._callbacks, _send_data)
         nghttp2_option_set_no_auto_window_update(self._option, 1)
         nghttp2_option_set_no_closed_streams(self._option, 1)
+        # A value with a space at an end: RFC 9113 allows to refuse the call, and grpcio takes it.
+        nghttp2_option_set_no_rfc9113_leading_and_trailing_ws_validation(self._option, 1)
         # Its own bound on unsent acknowledgements must not come before ours, which says why it ends.
         nghttp2_option_set_max_outbound_ack(self._option, <size_t> limits.max_control_frames_burst + 1000)
 

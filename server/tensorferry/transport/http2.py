@@ -19,7 +19,7 @@ from tensorferry.config import ServerConfig
 from tensorferry.errors import SettingsError
 from tensorferry.service.methods import MethodTable
 from tensorferry.transport import TransportStatistics, _http2, tls
-from tensorferry.transport.listening import UnixSocket, address_of
+from tensorferry.transport.listening import UnixSocket, address_of, reason_of
 from tensorferry.transport.rpc import RpcCall
 
 __all__ = ["Http2Transport"]
@@ -117,7 +117,7 @@ class Http2Transport:
             return await loop.create_server(make, host, port, reuse_port=self._reuse_port or None, **options)
         except OSError as error:
             raise SettingsError(
-                f"can't listen on {address_of(host, port)} for gRPC: {error.strerror or error}"
+                f"can't listen on {address_of(host, port)} for gRPC: {reason_of(error)}"
             ) from None
 
     async def stop(self, grace_s: float) -> None:

@@ -15,12 +15,19 @@ import stat
 from tensorferry.config import UNIX_PREFIX
 from tensorferry.errors import SettingsError
 
-__all__ = ["UnixSocket", "address_of"]
+__all__ = ["UnixSocket", "address_of", "reason_of"]
 
 
 def address_of(host: str, port: int) -> str:
     """Return ``host:port``, with an IPv6 address in brackets."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def reason_of(error: OSError) -> str:
+    """Say why an address can't be listened on; event loops would name the address once more."""
+    if error.errno == errno.EADDRINUSE:
+        return "the port is in use; stop what listens there, or give another one (0 takes a free one)"
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
 
 
 class UnixSocket:

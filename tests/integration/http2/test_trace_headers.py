@@ -62,3 +62,10 @@ def test_a_stream_has_them_among_its_metadata(tracing):
     peer = tracing.connect()
     stream = peer.call("/t/Chat", b"hello", ("traceparent", PARENT), ("tracestate", "a=1"))
     assert peer.outcome(stream).messages == [b"hello"]
+
+
+@pytest.mark.parametrize("value", [" " + PARENT, PARENT + " ", "\t"])
+def test_a_value_with_space_at_an_end_ends_no_call(tracing, value):
+    peer = tracing.connect()
+    peer.call("/t/Hold", b"", ("traceparent", value))
+    assert tracing.held().traceparent in (b"", value.encode())

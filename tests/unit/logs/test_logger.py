@@ -194,3 +194,17 @@ def test_lines_of_libraries_go_the_same_way(log):
     assert 100 <= len(numbers) < 300
     assert "xxx" not in log.text
     assert "ValueError: what" in next(line for line in lines if line["event"] == "failed")["exception"]
+
+
+def test_of_a_flood_of_tracebacks_a_few_are_written_and_the_lines_go_on_without(log):
+    logger = log.logger("tensorferry.x")
+    for _ in range(20):
+        try:
+            raise ValueError("it went wrong")
+        except ValueError as error:
+            logger.error("model raised", exc_info=error)
+    lines = [line for line in log.lines if line["event"] == "model raised"]
+    assert len(lines) == 20
+    whole = [line for line in lines if "Traceback" in line.get("exception", "")]
+    assert 1 <= len(whole) < 10
+    assert all(line["raised"] == "ValueError" for line in lines if line not in whole)

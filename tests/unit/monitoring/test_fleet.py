@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable
 from typing import TypeVar
 
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.unit.support import run
 
 from tensorferry.monitoring.families import Distribution, Families, Family, from_json, to_json
@@ -242,5 +244,27 @@ def test_scrapers_share_a_round_and_rounds_are_at_most_ten_a_second():
         for _ in range(30):
             await fleet.families()
         assert (member.asked - 1) / (fleet.clock.now() - begun) <= 10
+
+    run(main())
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.floats(0.001, 10.0), st.booleans()), max_size=12))
+def test_sums_never_fall_by_rounding_when_a_process_ends(steps):
+    async def main() -> None:
+        fleet = Fleet(0.1, 0.2, 0.3)
+        counted = [0.1, 0.2, 0.3]
+        before = (await fleet.families())[COUNT].values[KEY]
+        for number, more, dies in steps:
+            member = fleet.members[number]
+            if dies:
+                member.die()
+                counted[number] = more
+                member.restart(told(more))
+            else:
+                counted[number] += more
+                member.answer = told(counted[number])
+            now = (await fleet.families())[COUNT].values[KEY]
+            assert now >= before
+            before = now
 
     run(main())
