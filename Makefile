@@ -11,7 +11,7 @@ help: ## say what there is
 
 setup: $(INSTALLED) ## install everything into .venv
 
-$(INSTALLED): pyproject.toml constraints.txt tools/setup.sh hatch_build.py $(wildcard server/tensorferry/transport/*.pyx server/tensorferry/transport/*.pxd)
+$(INSTALLED): pyproject.toml constraints.txt tools/setup.sh hatch_build.py $(wildcard server/tensorferry/*/*.pyx server/tensorferry/*/*.pxd)
 	bash tools/setup.sh $(VENV)
 	@touch $@
 

@@ -19,6 +19,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 #: Module, source, libraries. Each is built, or left out, by itself.
 EXTENSIONS = (
+    ("tensorferry.batching._histogram", "server/tensorferry/batching/_histogram.pyx", []),
     ("tensorferry.service._scan", "server/tensorferry/service/_scan.pyx", []),
     ("tensorferry.transport._http2", "server/tensorferry/transport/_http2.pyx", ["nghttp2"]),
 )

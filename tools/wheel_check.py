@@ -20,10 +20,11 @@ def main() -> None:
     sys.path.append(sys.argv[1])
 
     import tensorferry
+    import tensorferry.batching._histogram
     import tensorferry.service._scan
     from tensorferry.transport import available
 
-    for module in (tensorferry, tensorferry.service._scan):
+    for module in (tensorferry, tensorferry.batching._histogram, tensorferry.service._scan):
         if own not in Path(str(module.__file__)).resolve().parents:
             raise SystemExit(f"wheel check: {module.__name__} comes from {module.__file__}, not from {own}")
     if "http2" not in available():

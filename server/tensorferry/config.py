@@ -173,9 +173,7 @@ class ServerConfig:
         "one in so many calls is traced that carry no decision of their caller's; 0: only the caller's",
         _at_least(0),
     )
-    trace_max_per_s: float = _setting(
-        100.0, "most calls traced per second, whoever asks for it", _at_least(0)
-    )
+    trace_max_per_s: float = _setting(20.0, "most calls traced per second, whoever asks for it", _at_least(0))
     log_max_lines_per_s: float = _setting(
         20.0, "log lines of one kind, lastingly; what is left out is counted", _at_least(0.1)
     )

@@ -16,7 +16,11 @@ from tensorferry.transport import available
 
 __all__ = ["as_json", "as_text", "gather"]
 
-_EXTENSIONS: Final = ("tensorferry.transport._http2", "tensorferry.service._scan")
+_EXTENSIONS: Final = (
+    "tensorferry.transport._http2",
+    "tensorferry.service._scan",
+    "tensorferry.batching._histogram",
+)
 _LIBRARIES: Final = ("grpcio", "protobuf", "numpy", "uvloop")
 _MISSING: Final = "not installed"
 

@@ -181,7 +181,7 @@ class Counters:
             size.compute_output_ns += result.output_ns
 
     def answered(self, waits_s: list[float], late: int, record: BatchRecord) -> None:
-        """Count the answered requests of one batch by how long each waited, in seconds; sorts the list."""
+        """Count the answered requests of one batch by how long each waited, in seconds."""
         requests = len(waits_s)
         taken_s = record.ended_at - record.started_at
         input_ns, infer_ns, output_ns = compute_of(record)
@@ -200,9 +200,8 @@ class Counters:
             self.histograms.queue.add(waited_s)
             self.histograms.response.add(waited_s + taken_s)
         else:
-            waits_s.sort()
-            self.histograms.queue.add_sorted(waits_s, waited_s)
-            self.histograms.response.add_sorted(waits_s, waited_s, taken_s)
+            self.histograms.queue.add_all(waits_s, waited_s)
+            self.histograms.response.add_all(waits_s, waited_s, taken_s)
 
     def answered_whole(self, rows: int, age_s: float, compute: RunResult, is_late: bool = False) -> None:
         """Count a request that was answered by the runs of others, ``age_s`` after it came.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left
 from itertools import pairwise
 
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tensorferry.batching.histogram import BOUNDS_S, Histogram
+from tensorferry.batching.histogram import BOUNDS_S, Histogram, in_python
 
 SECONDS = st.floats(0.0, 20.0, allow_subnormal=False)
 NEAR_BOUNDS = st.sampled_from(BOUNDS_S)
@@ -40,9 +41,9 @@ def test_a_value_counts_where_it_does_not_exceed_the_bound(value, bucket):
 
 
 @given(st.lists(SECONDS | NEAR_BOUNDS, min_size=1, max_size=80))
-def test_sorted_values_count_as_one_by_one(values):
+def test_many_values_count_as_one_by_one(values):
     many = Histogram()
-    many.add_sorted(sorted(values), sum(values))
+    many.add_all(list(values), sum(values))
     single = one_by_one(values)
     assert many.counts == single.counts
     assert many.sum_s == pytest.approx(single.sum_s)
@@ -51,7 +52,7 @@ def test_sorted_values_count_as_one_by_one(values):
 @given(st.lists(SECONDS | NEAR_BOUNDS, min_size=1, max_size=80), SECONDS | NEAR_BOUNDS)
 def test_shifted_values_all_count_in_their_bucket_or_one_that_rounding_makes_it(values, shift):
     histogram = Histogram()
-    histogram.add_sorted(sorted(values), sum(values), shift)
+    histogram.add_all(list(values), sum(values), shift)
     assert histogram.count == len(values)
     exact = [0] * len(histogram.counts)
     for value in values:
@@ -69,3 +70,24 @@ def test_a_copy_stays_as_it_was():
     copy = histogram.copy()
     histogram.add(0.5)
     assert (copy.count, copy.sum_s) == (1, 0.5)
+
+
+@given(st.lists(SECONDS | NEAR_BOUNDS, max_size=80))
+def test_python_counts_as_the_extension_does(values):
+    """Where it isn't built, both are the same."""
+    histogram = Histogram()
+    histogram.add_all(list(values), sum(values))
+    counts = array("q", [0] * len(histogram.counts))
+    in_python(counts, list(values), 0.0)
+    assert counts == histogram.counts
+
+
+def test_the_extension_refuses_counts_of_other_buckets():
+    extension = pytest.importorskip("tensorferry.batching._histogram", reason="the extension isn't built")
+    for counts in (array("q", [0] * 3), array("i", [0] * (len(BOUNDS_S) + 1))):
+        with pytest.raises(ValueError, match="other buckets"):
+            extension.tally(counts, [1.0], 0.0)
+        with pytest.raises(ValueError, match="other buckets"):
+            extension.tally_one(counts, 1.0)
+    with pytest.raises(TypeError):
+        extension.tally(array("q", [0] * (len(BOUNDS_S) + 1)), ["a"], 0.0)
