@@ -72,7 +72,7 @@ def _write_models(root: Path) -> None:
     every = "version_policy { all { } }\n"
     fraud = write_mlp(root, "fraud", options=objective.format(50) + every + "dynamic_batching { }")
     save(Mlp(), fraud / "2" / "model.pt")
-    write_slow(root, "ranking", 8, options=objective.format(60) + "dynamic_batching { }")
+    write_slow(root, "ranking", 3, options=objective.format(60) + "dynamic_batching { }")
     hold = "dynamic_batching { preferred_batch_size: 8 max_queue_delay_microseconds: 20000 }"
     write_identity(root, "embedding", dims=(256,), max_batch_size=32, options=hold)
 
@@ -118,7 +118,7 @@ async def _load(address: str, end: threading.Event) -> None:
         stub = pb_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
         loops = (
             _keep_calling(stub, make, rate, end)
-            for make, rate in ((_fraud, 160), (_ranking, 130), (_embedding, 90))
+            for make, rate in ((_fraud, 160), (_ranking, 450), (_embedding, 90))
         )
         await asyncio.gather(*loops)
 
