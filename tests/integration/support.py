@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import grpc
 import numpy as np
@@ -17,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tensorferry.http_port import COLLECTED_AT
 from tensorferry.tensors import DATATYPES, Tensor, array_of, tensor_of
 from tensorferry.testing.gate import Gate
-from tensorferry.testing.process import ListeningProcess
+from tensorferry.testing.process import ListeningProcess, parse_listening
 from tensorferry.wire import open_inference_pb2 as pb
 from tensorferry.wire import open_inference_pb2_grpc as pb_grpc
 
@@ -46,6 +49,26 @@ def insist(process: ListeningProcess, number: signal.Signals) -> None:
         return False
 
     wait_until(has_ended, "the process ends")
+
+
+@contextmanager
+def started(command: list[str], **streams: Any) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Start a command that starts a server; yield it and the server's address once it is ready."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **streams)
+    try:
+        assert process.stdout is not None
+        address = ""
+        for line in process.stdout:
+            if (found := parse_listening(line)) and found[0] == "grpc":
+                address = found[1]
+            if line.startswith("ready"):
+                break
+        yield process, address
+    finally:
+        process.kill()
+        process.wait(PATIENCE_S)
+        assert process.stdout is not None
+        process.stdout.close()
 
 
 def column(*values: float) -> np.ndarray:

@@ -8,14 +8,12 @@ import os
 import select
 import signal
 import socket
-import subprocess
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
@@ -25,6 +23,7 @@ from tests.integration.support import (
     fetch,
     fresh_metrics,
     samples_of,
+    started,
     wait_until,
     x_request,
     y_of,
@@ -32,7 +31,7 @@ from tests.integration.support import (
 
 from tensorferry.http_port import COLLECTED_AT
 from tensorferry.testing.models import write_raising
-from tensorferry.testing.process import SERVE, Limits, ServerProcess, parse_listening
+from tensorferry.testing.process import SERVE, Limits, ServerProcess
 from tensorferry.wire import open_inference_pb2 as pb
 from tensorferry.wire import open_inference_pb2_grpc as pb_grpc
 
@@ -306,26 +305,6 @@ def test_one_viewer_more_than_may_be_reads_why(watched: ServerProcess):
 
 
 # -- where it writes ------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def started(command: list[str], **streams: Any) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """Start a command that starts a server; yield it and the server's address once it is ready."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **streams)
-    try:
-        assert process.stdout is not None
-        address = ""
-        for line in process.stdout:
-            if (found := parse_listening(line)) and found[0] == "grpc":
-                address = found[1]
-            if line.startswith("ready"):
-                break
-        yield process, address
-    finally:
-        process.kill()
-        process.wait(PATIENCE_S)
-        assert process.stdout is not None
-        process.stdout.close()
 
 
 @pytest.mark.parametrize("how", ["its reader went away", "it was closed from the start"])

@@ -13,10 +13,10 @@ from typing import Any
 
 import grpc
 import pytest
-from tests.integration.support import PATIENCE_S, samples_of, wait_until, x_request, y_of
+from tests.integration.support import PATIENCE_S, samples_of, started, wait_until, x_request, y_of
 
 from tensorferry.testing.models import write_raising
-from tensorferry.testing.process import SERVE, ServerProcess, parse_listening
+from tensorferry.testing.process import SERVE, ServerProcess
 from tensorferry.wire import open_inference_pb2_grpc as pb_grpc
 
 Launch = Callable[..., ServerProcess]
@@ -117,25 +117,12 @@ def test_a_flood_of_bad_calls_does_not_fill_the_log(launch: Launch, models: Path
 
 
 @contextmanager
-def started(models: Path, transport: str, stderr: int) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def logging_to(models: Path, transport: str, stderr: int) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """Start a server that logs everything to ``stderr``; yield it and its address."""
     command = [*SERVE, "--model-repository", str(models), "--grpc-port", "0", "--http-port", "0"]
     flags = ["--transport", transport, "--log-level", "debug", "--log-max-lines-per-s", "100000"]
-    process = subprocess.Popen([*command, *flags], stdout=subprocess.PIPE, stderr=stderr, text=True)
-    try:
-        assert process.stdout is not None
-        address = ""
-        for line in process.stdout:
-            if (found := parse_listening(line)) and found[0] == "grpc":
-                address = found[1]
-            if line.startswith("ready"):
-                break
-        yield process, address
-    finally:
-        process.kill()
-        process.wait(PATIENCE_S)
-        assert process.stdout is not None
-        process.stdout.close()
+    with started([*command, *flags], stderr=stderr) as running:
+        yield running
 
 
 def serves_and_stops(process: subprocess.Popen[str], address: str) -> None:
@@ -151,7 +138,7 @@ def serves_and_stops(process: subprocess.Popen[str], address: str) -> None:
 def test_a_standard_error_that_nobody_reads_holds_nothing_up(transport: str, models: Path):
     reading, writing = os.pipe()
     try:
-        with started(models, transport, writing) as (process, address):
+        with logging_to(models, transport, writing) as (process, address):
             serves_and_stops(process, address)
     finally:
         os.close(reading)
@@ -161,7 +148,7 @@ def test_a_standard_error_that_nobody_reads_holds_nothing_up(transport: str, mod
 def test_a_full_disk_holds_nothing_up(transport: str, models: Path):
     with (
         open("/dev/full", "wb") as full,
-        started(models, transport, full.fileno()) as (process, address),
+        logging_to(models, transport, full.fileno()) as (process, address),
     ):
         serves_and_stops(process, address)
 
