@@ -68,4 +68,4 @@ fi
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 say "installing into $venv (torch is a large download)"
 "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
-    --constraint constraints.txt --editable '.[server,otlp,tools,convert,demo,load,dev]'
+    --constraint constraints.txt --editable '.[server,gpu,otlp,tools,convert,demo,load,dev]'

@@ -10,10 +10,12 @@
     │   └── ControlDisabled         a change of what is served, which this server was told not to take
     ├── Overloaded                  nobody's fault; retry after a pause
     │   ├── QueueFull               the bound on waiting requests or bytes is reached
-    │   └── PredictedLate           it would be answered after its deadline or the model's objective
+    │   ├── PredictedLate           it would be answered after its deadline or the model's objective
+    │   └── OutOfDeviceMemory       the GPU has no room to run it
     ├── Unavailable                 not now; retry elsewhere or later
     │   ├── ModelNotReady           loading, unloading, or failed to load
-    │   └── Draining                the server is on its way out
+    │   ├── Draining                the server is on its way out
+    │   └── DeviceLost              the GPU failed for good; the server must be started anew
     ├── DeadlineExceeded            the caller's time ran out; it may retry with more
     ├── Cancelled                   the caller no longer wants the answer
     ├── ModelFailed                 the model raised or returned nonsense; our side's fault
@@ -35,6 +37,7 @@ __all__ = [
     "ConfigurationError",
     "ControlDisabled",
     "DeadlineExceeded",
+    "DeviceLost",
     "Draining",
     "InvalidRequest",
     "ModelConfigError",
@@ -42,6 +45,7 @@ __all__ = [
     "ModelLoadError",
     "ModelNotReady",
     "NotFound",
+    "OutOfDeviceMemory",
     "Overloaded",
     "PredictedLate",
     "QueueFull",
@@ -89,6 +93,10 @@ class PredictedLate(Overloaded):
     """Run behind what waits already, it would be answered after its deadline or the model's objective."""
 
 
+class OutOfDeviceMemory(Overloaded):
+    """The GPU had no memory left to run the request, even alone. Safe to retry after a pause."""
+
+
 class Unavailable(TensorferryError):
     """Not now. Safe to retry elsewhere or later: the request was not run."""
 
@@ -99,6 +107,10 @@ class ModelNotReady(Unavailable):
 
 class Draining(Unavailable):
     """The server has been told to stop and takes no new work."""
+
+
+class DeviceLost(Unavailable):
+    """The GPU failed in a way that only a new process mends; the server isn't ready any more."""
 
 
 class DeadlineExceeded(TensorferryError):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal, Protocol
 
+from tensorferry.device import DeviceRun, Tuning
 from tensorferry.errors import InvalidRequest
 from tensorferry.tensors import DATATYPES, Buffer, DataType, Tensor
 
@@ -202,6 +203,7 @@ class ModelSpec:
     background: bool = False
     steps: tuple[EnsembleStep, ...] = ()
     torch_export_mode: Literal["auto", "graph", "aoti"] = "auto"
+    tuning: Tuning = field(default_factory=Tuning)
 
     @property
     def has_batch_dimension(self) -> bool:
@@ -421,12 +423,15 @@ class RunResult:
 
     ``outputs`` are whole-batch tensors in the specification's order. The parts are: forming the
     inputs (the copy, and the way to the device), the forward pass, and bringing the outputs back.
+    On a GPU they add up to the time from launch to result; a wait for the batch before is part of the
+    first, and ``device`` has what the device itself measured.
     """
 
     outputs: list[Tensor]
     input_ns: int
     infer_ns: int
     output_ns: int
+    device: DeviceRun | None = None
 
 
 class Model(Protocol):

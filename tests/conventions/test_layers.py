@@ -15,6 +15,7 @@ LAYERS = (
     "tensors",
     "clock",
     "config",
+    "device",
     "model",
     "batching",
     "execution",

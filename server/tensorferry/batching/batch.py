@@ -32,7 +32,7 @@ class Batch:
     ``length``, the bucket of the longest of them (0 where nothing is padded).
     """
 
-    __slots__ = ("hold_s", "length", "reason", "requests", "rows", "spec", "started_at")
+    __slots__ = ("behind", "hold_s", "length", "reason", "requests", "rows", "spec", "started_at")
 
     def __init__(
         self,
@@ -49,6 +49,8 @@ class Batch:
         self.started_at = started_at
         self.reason = reason
         self.hold_s = hold_s
+        #: The batch of the same stream that it was started behind; None once that has ended.
+        self.behind: Batch | None = None
 
     def inputs(self) -> list[BatchInput]:
         """The model's inputs for the whole batch, in the order of ``spec.model_inputs``.

@@ -65,11 +65,28 @@ class Executor(Protocol):
 
     ``start`` may be called while ``idle`` is positive. It takes the batch over and calls ``done``
     exactly once: later, or before it returns (a stream that runs on the loop thread).
+
+    A stream on a GPU takes a batch while another runs there: its inputs are copied meanwhile. Such a
+    batch is started while ``spare`` is positive, and its ``behind`` is set, by ``start``, to the batch
+    that it follows; ``follow_at`` says when one is best started.
     """
 
     @property
     def idle(self) -> int:
         """Streams that would start a batch at once."""
+        ...
+
+    @property
+    def spare(self) -> int:
+        """Places for a batch behind one that runs; 0 where no stream takes any."""
+        ...
+
+    def follow_at(self, expected: Callable[[int], float]) -> float:
+        """Return the instant from which on a batch in a spare place loses nothing by being started.
+
+        That is when the run before it is expected to end, less what its inputs take to reach the
+        device. Infinite with no spare place. ``expected`` gives the seconds of a run by its rows.
+        """
         ...
 
     def start(self, batch: Batch, done: Callable[[BatchOutcome], None]) -> None:

@@ -214,7 +214,7 @@ class Counters:
         for part_ns in (compute.input_ns, compute.infer_ns, compute.output_ns):
             parts_ns.append(min(part_ns, left_ns))
             left_ns -= parts_ns[-1]
-        self.executed(rows, RunResult([], *parts_ns))
+        self.executed(rows, RunResult([], parts_ns[0], parts_ns[1], parts_ns[2]))
         self.queue_ns += left_ns
         self.compute_input_ns += parts_ns[0]
         self.compute_infer_ns += parts_ns[1]

@@ -8,7 +8,9 @@ serves, a model on one CPU stream is measured on, and moves as its run time drif
 from __future__ import annotations
 
 import asyncio
+import math
 import os
+from collections.abc import Callable
 from functools import partial
 from typing import Final
 
@@ -53,6 +55,15 @@ class Pool:
     def idle(self) -> int:
         """Streams that would start a batch at once."""
         return len(self._idle)
+
+    @property
+    def spare(self) -> int:
+        """Places behind a batch that runs."""
+        return 0
+
+    def follow_at(self, expected: Callable[[int], float]) -> float:
+        """Return when a batch in a spare place is best started."""
+        return math.inf
 
     @property
     def count(self) -> int:

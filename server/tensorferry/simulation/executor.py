@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -43,6 +44,7 @@ class SimulatedExecutor:
 
     def __init__(self, machine: Machine, loop: SimulatedLoop) -> None:
         self.idle = 1 if machine.inline else machine.streams
+        self.spare = 0
         self.started_at: list[float] = []
         self.rows: list[int] = []
         self.run_s: list[float] = []
@@ -51,6 +53,10 @@ class SimulatedExecutor:
         self._machine = machine
         self._loop = loop
         self._free = list(range(self.idle))
+
+    def follow_at(self, expected: Callable[[int], float]) -> float:
+        """Return when a batch in a spare place is best started: there is none."""
+        return math.inf
 
     def start(self, batch: Batch, done: Callable[[BatchOutcome], None]) -> None:
         """Run a batch on an idle stream."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from tensorferry.batching.batch import Batch
@@ -37,6 +38,15 @@ class PuppetExecutor:
     def idle(self) -> int:
         """Streams that would start a batch at once."""
         return self._streams - len(self._running)
+
+    @property
+    def spare(self) -> int:
+        """Places behind a batch that runs."""
+        return 0
+
+    def follow_at(self, expected: Callable[[int], float]) -> float:
+        """Return when a batch in a spare place is best started."""
+        return math.inf
 
     @property
     def running(self) -> list[Batch]:
