@@ -1,0 +1,183 @@
+"""What a model on a GPU needs of it: streams, events, copies, graphs, memory. Says nothing of models.
+
+``Gpu`` is all that ``torch_device`` knows of a device, so that its logic runs in tests on an emulated
+one (``tensorferry.testing.emulated_gpu``), which checks that no two accesses to the same memory race.
+``torch_cuda`` has the real one; it is the only code that needs a GPU to run.
+
+Rules for those who use it: device work is enqueued on a lane and done later, in the lane's order; lanes
+are ordered against each other, and against the host, by events alone. Every access to memory that the
+device works on goes through these methods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from tensorferry.tensors import Buffer
+
+__all__ = ["Captured", "Event", "Forward", "Gpu", "Lane", "gpu_of", "is_real", "opened_by"]
+
+#: A model's forward pass: tensors on the device in, tensors on the device out.
+Forward = Callable[..., list[torch.Tensor]]
+
+
+class Event(Protocol):
+    """A point in a lane's work."""
+
+    def synchronize(self) -> None:
+        """Block, without the GIL, until the device has come to it."""
+        ...
+
+    def elapsed_ns(self, later: Any) -> int:  # noqa: ANN401 - an event of the same device
+        """Return the nanoseconds from here to ``later``, both of which the device has come to."""
+        ...
+
+
+class Lane(Protocol):
+    """Device work in order: a CUDA stream."""
+
+    def record(self, event: Any) -> None:  # noqa: ANN401 - an event of the same device
+        """Put ``event`` behind all that is enqueued here."""
+        ...
+
+    def wait(self, event: Any) -> None:  # noqa: ANN401
+        """Let what is enqueued here from now on begin after ``event``. Doesn't block."""
+        ...
+
+
+class Captured(Protocol):
+    """A forward pass as one graph: it reads the inputs, and writes the outputs, that it was captured with."""
+
+    @property
+    def outputs(self) -> list[torch.Tensor]:
+        """Where ``Gpu.replay`` leaves the outputs; meaningless before."""
+        ...
+
+
+class Gpu(Protocol):
+    """One device, as one copy of a model uses it. Not shared between models.
+
+    Methods may be called on any thread, one at a time, but for ``Event.synchronize``.
+    """
+
+    #: Where device tensors are.
+    device: torch.device
+    #: As NVML names it ("GPU-..."); "" if that isn't known.
+    uuid: str
+
+    def lane(self) -> Lane:
+        """Return a new lane."""
+        ...
+
+    def event(self, blocking: bool) -> Event:
+        """Return a new event, with the time. ``blocking``: who waits for it sleeps; else it spins."""
+        ...
+
+    def pinned(self, size: int) -> torch.Tensor:
+        """Return ``size`` bytes of pinned host memory, as a tensor of uint8."""
+        ...
+
+    def empty(self, lane: Any, size: int) -> torch.Tensor:  # noqa: ANN401
+        """Return ``size`` bytes of device memory that ``lane`` uses first, as a tensor of uint8.
+
+        Raises:
+            torch.OutOfMemoryError: there is no room.
+        """
+        ...
+
+    def fill(self, target: torch.Tensor, parts: Sequence[Buffer]) -> None:
+        """Copy ``parts``, one after another, into pinned bytes of exactly their size. On the host, now."""
+        ...
+
+    def view(self, pinned: torch.Tensor) -> memoryview:
+        """Return pinned bytes for the host to read. The view keeps them alive."""
+        ...
+
+    def copy(self, lane: Any, target: torch.Tensor, source: torch.Tensor) -> None:  # noqa: ANN401
+        """Enqueue a copy between pinned memory and the device, of tensors alike in shape and dtype."""
+        ...
+
+    def zero(self, lane: Any, target: torch.Tensor) -> None:  # noqa: ANN401
+        """Enqueue filling device memory with zeros."""
+        ...
+
+    def call(self, lane: Any, forward: Forward, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:  # noqa: ANN401
+        """Enqueue ``forward`` in inference mode; return its outputs, which aren't written yet.
+
+        Raises:
+            torch.OutOfMemoryError: there is no room for what it needs.
+            Exception: whatever ``forward`` raises.
+        """
+        ...
+
+    def pool(self) -> Any:  # noqa: ANN401 - torch's handle
+        """Return a new pool of memory for graphs that run one after another on one lane."""
+        ...
+
+    def capture(self, lane: Any, forward: Forward, inputs: Sequence[torch.Tensor], pool: Any) -> Captured:  # noqa: ANN401
+        """Capture ``forward`` on these very input tensors, without running it.
+
+        Raises:
+            Exception: it can't be captured; the lane is as it was.
+        """
+        ...
+
+    def replay(self, lane: Any, captured: Any) -> None:  # noqa: ANN401
+        """Enqueue a captured graph."""
+        ...
+
+    def holds(self, tensor: torch.Tensor) -> bool:
+        """Whether the tensor is in the device's memory."""
+        ...
+
+    def allocated_bytes(self) -> int:
+        """Return what this process's tensors hold on the device; graphs' memory included."""
+        ...
+
+    def peak_bytes(self) -> int:
+        """Return the most of that since ``reset_peak``."""
+        ...
+
+    def reset_peak(self) -> None:
+        """Begin to watch for the most again."""
+        ...
+
+    def release_cached(self) -> None:
+        """Give back what torch keeps of freed memory."""
+        ...
+
+    def is_lost(self) -> bool:
+        """Ask the device, after an error, whether it fails for good. Blocks."""
+        ...
+
+
+def _real(device: str) -> Gpu:
+    from tensorferry.execution.backends.torch_cuda import CudaGpu
+
+    return CudaGpu(device)
+
+
+_open: Callable[[str], Gpu] = _real
+
+
+def gpu_of(device: str) -> Gpu:
+    """Return ``device`` (``cuda:0``) for one copy of a model.
+
+    Raises:
+        RuntimeError: torch can't use it; ``check_device`` says it better.
+    """
+    return _open(device)
+
+
+def opened_by(factory: Callable[[str], Gpu]) -> None:
+    """Open devices with ``factory`` from now on, and take them to be there: for tests, and rehearsals."""
+    global _open
+    _open = factory
+
+
+def is_real() -> bool:
+    """Whether devices are opened by torch."""
+    return _open is _real
