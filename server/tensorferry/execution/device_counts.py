@@ -1,4 +1,4 @@
-"""What the batches of one model did on one device, added up. Owned by the model's pool, on the loop thread."""
+"""What the batches of one model did on one device, added up. The model's pool owns it, on the loop thread."""
 
 from __future__ import annotations
 
