@@ -36,8 +36,8 @@ from tensorferry.execution.backends.signature import (
 )
 from tensorferry.execution.backends.torch_tensors import (
     DTYPES,
-    TorchModel,
     first_line,
+    open_torch,
     refuse_foreign_datatypes,
 )
 from tensorferry.execution.drift import INLINE_BELOW_S
@@ -99,7 +99,7 @@ def open_placed(spec: ModelSpec, device: str) -> Model:
     return open_in_process(f"{__name__}:open_package", spec, device)
 
 
-def open_package(spec: ModelSpec, device: str) -> TorchModel:
+def open_package(spec: ModelSpec, device: str) -> Model:
     """Load a package into this process.
 
     Raises:
@@ -130,7 +130,7 @@ def open_package(spec: ModelSpec, device: str) -> TorchModel:
     checked(spec, signature, order, where, _HOW_TO_COMPILE)
     if signature.inputs[0].shape is None:
         _run_own_checks(spec, device, order, where)
-    return TorchModel(_call_of(runner, output_names), spec, device, order)
+    return open_torch(_call_of(runner, output_names), spec, device, order)
 
 
 def load_package(path: Path) -> tuple[Callable[..., object], Signature | None]:
@@ -288,7 +288,7 @@ def _zeros(tensor: TensorSpec, rows: int, free: int, device: str) -> torch.Tenso
     return torch.zeros([rows, *dims] if rows else dims, dtype=DTYPES[tensor.datatype.name], device=device)
 
 
-def _longest_run_s(model: TorchModel) -> float:
+def _longest_run_s(model: Model) -> float:
     """Return the best of a few runs of the largest batch; infinity where its size isn't known."""
     spec = model.spec
     if not all(each.is_fixed for each in spec.model_inputs):

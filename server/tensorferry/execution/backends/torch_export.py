@@ -36,9 +36,9 @@ from tensorferry.execution.backends.signature import (
 )
 from tensorferry.execution.backends.torch_tensors import (
     DTYPE_NAMES,
-    TorchModel,
     check_device,
     first_line,
+    open_torch,
     refuse_foreign_datatypes,
 )
 from tensorferry.model import Model, ModelSpec
@@ -96,7 +96,7 @@ def open_model(spec: ModelSpec, device: str) -> Model:
     refuse_foreign_datatypes(spec, where, "a torch.export program")
     spec = checked(spec, signature, order, where, HOW_TO_EXPORT)
     call, owned = program_call(program)
-    return TorchModel(call, spec, device, order, owned)
+    return open_torch(call, spec, device, order, owned)
 
 
 def load_program(path: Path, device: str = "cpu") -> torch.export.ExportedProgram:

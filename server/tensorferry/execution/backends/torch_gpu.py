@@ -68,6 +68,10 @@ class Gpu(Protocol):
     #: As NVML names it ("GPU-..."); "" if that isn't known.
     uuid: str
 
+    def attach(self) -> None:
+        """Make it the calling thread's device."""
+        ...
+
     def lane(self) -> Lane:
         """Return a new lane."""
         ...
@@ -134,11 +138,15 @@ class Gpu(Protocol):
         ...
 
     def allocated_bytes(self) -> int:
-        """Return what this process's tensors hold on the device; graphs' memory included."""
+        """Return what this process's tensors hold on the device."""
+        ...
+
+    def reserved_bytes(self) -> int:
+        """Return what torch has taken of the device: for tensors, for graphs, and to use again."""
         ...
 
     def peak_bytes(self) -> int:
-        """Return the most of that since ``reset_peak``."""
+        """Return the most of ``allocated_bytes`` since ``reset_peak``."""
         ...
 
     def reset_peak(self) -> None:

@@ -1,7 +1,7 @@
 """What the torch formats share: tensors in, a call, tensors out. Says nothing of any file.
 
 Copies of a tensor on the CPU: one from the requests' bytes into the batch's buffer, none on the
-way out (the outputs are viewed in place). On a GPU, one more each way, over pinned memory.
+way out (the outputs are viewed in place). A model on a GPU is a ``torch_device.DeviceModel``.
 """
 
 from __future__ import annotations
@@ -13,11 +13,22 @@ from typing import Any, Final
 import torch
 
 from tensorferry.errors import ModelFailed, ModelLoadError
+from tensorferry.execution.backends import torch_gpu
 from tensorferry.execution.backends.signature import check_output, positions
-from tensorferry.model import BatchInput, ModelSpec, RunResult, TensorSpec
+from tensorferry.model import BatchInput, Model, ModelSpec, RunResult, TensorSpec
 from tensorferry.tensors import Tensor
 
-__all__ = ["DTYPES", "DTYPE_NAMES", "TorchModel", "check_device", "first_line", "refuse_foreign_datatypes"]
+__all__ = [
+    "DTYPES",
+    "DTYPE_NAMES",
+    "TorchModel",
+    "check_device",
+    "check_value",
+    "first_line",
+    "open_torch",
+    "ordered_outputs",
+    "refuse_foreign_datatypes",
+]
 
 DTYPES: Final[dict[str, torch.dtype]] = {
     "BOOL": torch.bool,
@@ -33,18 +44,33 @@ DTYPES: Final[dict[str, torch.dtype]] = {
 }
 DTYPE_NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
 
-# torch leaves this without annotations.
-_cuda_stream: Final[Callable[..., torch.cuda.Stream]] = torch.cuda.Stream
+
+def open_torch(
+    call: Callable[..., object],
+    spec: ModelSpec,
+    device: str,
+    order: Sequence[int],
+    owned: Iterable[torch.Tensor] = (),
+) -> Model:
+    """Return the model that runs ``call`` on ``device``; the arguments are those of ``TorchModel``.
+
+    Raises:
+        ModelLoadError: the device has no memory for it.
+    """
+    if device == "cpu":
+        return TorchModel(call, spec, order, owned)
+    from tensorferry.execution.backends.torch_device import DeviceModel
+
+    return DeviceModel(call, spec, device, order, owned)
 
 
 class TorchModel:
-    """A function of tensors on one device.
+    """A function of tensors on the CPU.
 
     Args:
         call: Takes the tensors in the model's order; returns a tensor, a sequence of them, or a
             dict by name.
         spec: The completed specification.
-        device: ``cpu`` or ``cuda:<n>``.
         order: For each argument of ``call``, the index of the input that it takes.
         owned: The model's own memory (parameters, buffers). An output that is a view of it would
             change under the reader at the next run, which starts before the replies of this one
@@ -55,18 +81,15 @@ class TorchModel:
         self,
         call: Callable[..., object],
         spec: ModelSpec,
-        device: str,
         order: Sequence[int],
         owned: Iterable[torch.Tensor] = (),
     ) -> None:
         self.spec = spec
         self._call = call
-        self._device = torch.device(device)
         self._argument_order = list(order)
         self._output_order = positions(spec.outputs)
         self._owned = {tensor.untyped_storage().data_ptr() for tensor in owned}
         self._inference_mode = torch.inference_mode()  # made once: entering it is all that a run pays
-        self._stream = _cuda_stream(self._device) if self._device.type == "cuda" else None
 
     def attach(self, intra_op_threads: int) -> None:
         """Set the calling thread's intra-op threads: with OpenMP the number is the thread's own."""
@@ -75,72 +98,70 @@ class TorchModel:
     def run(self, inputs: Sequence[BatchInput]) -> RunResult:
         """Run one batch; see the protocol."""
         with self._inference_mode:
-            if self._stream is None:
-                return self._run(inputs)
-            with torch.cuda.stream(self._stream):
-                return self._run(inputs)
-
-    def _run(self, inputs: Sequence[BatchInput]) -> RunResult:
-        start = time.perf_counter_ns()
-        tensors = [self._to_device(_joined(item)) for item in inputs]
-        formed = time.perf_counter_ns()
-        returned = self._call(*[tensors[index] for index in self._argument_order])
-        if self._stream is not None:
-            self._stream.synchronize()
-        ran = time.perf_counter_ns()
-        outputs = self._outputs(returned)
-        return RunResult(outputs, formed - start, ran - formed, time.perf_counter_ns() - ran)
+            start = time.perf_counter_ns()
+            tensors = [_joined(item) for item in inputs]
+            formed = time.perf_counter_ns()
+            returned = self._call(*[tensors[index] for index in self._argument_order])
+            ran = time.perf_counter_ns()
+            values = ordered_outputs(self.spec, self._output_order, returned)
+            outputs = [
+                self._output(each, value) for each, value in zip(self.spec.outputs, values, strict=True)
+            ]
+            return RunResult(outputs, formed - start, ran - formed, time.perf_counter_ns() - ran)
 
     def close(self) -> None:
         """Drop the model; its memory goes with it."""
         del self._call
-        if self._stream is not None:
-            torch.cuda.empty_cache()
-
-    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self._stream is None:
-            return tensor
-        return tensor.pin_memory().to(self._device, non_blocking=True)
-
-    def _outputs(self, returned: object) -> list[Tensor]:
-        spec = self.spec
-        if isinstance(returned, torch.Tensor):
-            values: list[Any] = [returned]
-        elif isinstance(returned, dict):
-            missing = [each.name for each in spec.outputs if each.name not in returned]
-            if missing:
-                raise ModelFailed(
-                    f"model {spec.name!r}: returned the outputs {sorted(returned)},"
-                    f" and {missing[0]!r} isn't among them"
-                )
-            return [self._output(each, returned[each.name]) for each in spec.outputs]
-        else:
-            values = list(returned) if isinstance(returned, (tuple, list)) else [returned]
-        if len(values) <= max(self._output_order):
-            raise ModelFailed(
-                f"model {spec.name!r}: returned {len(values)} outputs, and its configuration names"
-                f" {[each.name for each in spec.outputs]}"
-            )
-        return [
-            self._output(each, values[index])
-            for each, index in zip(spec.outputs, self._output_order, strict=True)
-        ]
-
-    def _is_plainly_right(self, expected: TensorSpec, value: Any) -> bool:  # noqa: ANN401
-        """Whether the output is what a fixed configuration says: one look, made at every run."""
-        if not expected.is_fixed or not isinstance(value, torch.Tensor):
-            return False
-        row_shape = value.shape[1:] if self.spec.has_batch_dimension else value.shape
-        datatype = expected.datatype.name if expected.datatype else ""
-        return row_shape == expected.dims and DTYPE_NAMES.get(value.dtype) == datatype
 
     def _output(self, expected: TensorSpec, value: Any) -> Tensor:  # noqa: ANN401
-        if not self._is_plainly_right(expected, value):
-            _check_output(self.spec, expected, value)
+        check_value(self.spec, expected, value)
         tensor: torch.Tensor = value
         if tensor.untyped_storage().data_ptr() in self._owned:
             tensor = tensor.clone()
         return Tensor(expected.name, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), _bytes_of(tensor))
+
+
+def ordered_outputs(spec: ModelSpec, order: Sequence[int], returned: object) -> list[Any]:
+    """Return what a call returned in the order of ``spec.outputs``, unchecked.
+
+    ``order`` is the position of each output in what isn't a dict.
+
+    Raises:
+        ModelFailed: an output isn't there.
+    """
+    if isinstance(returned, torch.Tensor):
+        values: list[Any] = [returned]
+    elif isinstance(returned, dict):
+        missing = [each.name for each in spec.outputs if each.name not in returned]
+        if missing:
+            raise ModelFailed(
+                f"model {spec.name!r}: returned the outputs {sorted(returned)},"
+                f" and {missing[0]!r} isn't among them"
+            )
+        return [returned[each.name] for each in spec.outputs]
+    else:
+        values = list(returned) if isinstance(returned, (tuple, list)) else [returned]
+    if len(values) <= max(order):
+        raise ModelFailed(
+            f"model {spec.name!r}: returned {len(values)} outputs, and its configuration names"
+            f" {[each.name for each in spec.outputs]}"
+        )
+    return [values[index] for index in order]
+
+
+def check_value(spec: ModelSpec, expected: TensorSpec, value: object) -> None:
+    """Check an output of a run.
+
+    Raises:
+        ModelFailed: says what the configuration wants and what came.
+    """
+    # One look where the configuration is fixed: this is made at every run.
+    if expected.is_fixed and isinstance(value, torch.Tensor):
+        row_shape = value.shape[1:] if spec.has_batch_dimension else value.shape
+        datatype = expected.datatype.name if expected.datatype else ""
+        if row_shape == expected.dims and DTYPE_NAMES.get(value.dtype) == datatype:
+            return
+    _check_output(spec, expected, value)
 
 
 def check_device(where: str, device: str) -> None:
@@ -149,7 +170,7 @@ def check_device(where: str, device: str) -> None:
     Raises:
         ModelLoadError: it can't.
     """
-    if not device.startswith("cuda"):
+    if not device.startswith("cuda") or not torch_gpu.is_real():
         return
     if not torch.cuda.is_available():
         raise ModelLoadError(

@@ -21,12 +21,12 @@ from tensorferry.execution.backends.signature import input_order, positions
 from tensorferry.execution.backends.torch_load import load_module
 from tensorferry.execution.backends.torch_tensors import (
     DTYPES,
-    TorchModel,
     check_device,
     first_line,
+    open_torch,
     refuse_foreign_datatypes,
 )
-from tensorferry.model import ModelSpec, TensorSpec
+from tensorferry.model import Model, ModelSpec, TensorSpec
 
 __all__ = ["describe", "open_model"]
 
@@ -35,7 +35,7 @@ __all__ = ["describe", "open_model"]
 torch.jit.set_fusion_strategy([("DYNAMIC", 20)])
 
 
-def open_model(spec: ModelSpec, device: str) -> TorchModel:
+def open_model(spec: ModelSpec, device: str) -> Model:
     """Load ``spec.path`` onto ``device``.
 
     Raises:
@@ -60,7 +60,7 @@ def open_model(spec: ModelSpec, device: str) -> TorchModel:
     order = input_order(spec, arguments, where, "forward takes")
     _check_outputs(spec, _output_count(module), where)
     refuse_foreign_datatypes(spec, where, "a TorchScript model")
-    return TorchModel(module, spec, device, order, [*module.parameters(), *module.buffers()])
+    return open_torch(module, spec, device, order, [*module.parameters(), *module.buffers()])
 
 
 def describe() -> dict[str, object]:
