@@ -12,13 +12,17 @@ device works on goes through these methods.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
+import numpy as np
 import torch
 
 from tensorferry.tensors import Buffer
 
-__all__ = ["Captured", "Event", "Forward", "Gpu", "Lane", "gpu_of", "is_real", "opened_by"]
+__all__ = ["Captured", "Event", "Forward", "Gpu", "Lane", "fill_pinned", "gpu_of", "is_real", "opened_by"]
+
+#: Parts of a batch that are smaller than this on average are joined first.
+_SMALL_BYTES: Final = 4096
 
 #: A model's forward pass: tensors on the device in, tensors on the device out.
 Forward = Callable[..., list[torch.Tensor]]
@@ -160,6 +164,23 @@ class Gpu(Protocol):
     def is_lost(self) -> bool:
         """Ask the device, after an error, whether it fails for good. Blocks."""
         ...
+
+
+def fill_pinned(target: torch.Tensor, parts: Sequence[Buffer]) -> None:
+    """Copy ``parts``, one after another, into bytes on the host of exactly their size.
+
+    Many small parts are joined first: a call for each would take longer than a second copy.
+    numpy gives the GIL away while it copies.
+    """
+    array = target.numpy()
+    if len(parts) > 1 and len(array) < _SMALL_BYTES * len(parts):
+        parts = [b"".join(parts)]
+    start = 0
+    for part in parts:
+        end = start + len(part)
+        array[start:end] = np.frombuffer(part, dtype=np.uint8)
+        start = end
+    assert start == len(array), "the parts are the batch's bytes"
 
 
 def _real(device: str) -> Gpu:

@@ -1,0 +1,198 @@
+"""The real ``Gpu``: torch.cuda. The only code that needs a GPU to run, and so kept plain.
+
+What it leans on, with sources:
+
+* A copy between pinned memory and the device with ``non_blocking`` is asynchronous; torch's caching host
+  allocator doesn't hand freed pinned memory out again while a copy that it saw uses it
+  (docs.pytorch.org, "CUDA semantics: Use pinned memory buffers").
+* Memory that is allocated on one stream and used on another must be kept until that use is over; those
+  who call keep it until they have waited for the event behind it ("CUDA semantics: CUDA streams").
+* ``capture_begin`` and ``capture_end`` alone, where ``torch.cuda.graph`` also synchronises the device and
+  empties the cache, which would stop the other models. ``thread_local``: what other threads do
+  meanwhile (allocate, for one) doesn't spoil the capture (CUDA runtime API, cudaStreamCaptureMode).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Sequence
+from typing import Any, Final
+
+import torch
+
+from tensorferry.execution.backends.torch_gpu import Forward, fill_pinned
+from tensorferry.tensors import Buffer
+
+__all__ = ["CudaGpu"]
+
+# torch leaves much of this without annotations.
+_cuda: Final[Any] = torch.cuda
+
+#: One capture at a time in the process, and no memory given back meanwhile: cudaFree may spoil it.
+_capturing: Final = threading.Lock()
+
+#: Before this version a capture that failed left the allocator in the belief that it went on
+#: (github.com/pytorch/pytorch/pull/180395), so that giving back memory raised ever after.
+_ENDS_FAILED_CAPTURES: Final = (2, 12)
+
+
+class _Event:
+    __slots__ = ("raw",)
+
+    def __init__(self, blocking: bool) -> None:
+        self.raw = _cuda.Event(enable_timing=True, blocking=blocking)
+
+    def synchronize(self) -> None:
+        self.raw.synchronize()
+
+    def elapsed_ns(self, later: _Event) -> int:
+        return int(self.raw.elapsed_time(later.raw) * 1e6)
+
+
+class _Lane:
+    __slots__ = ("stream",)
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream = _cuda.Stream(device)
+
+    def record(self, event: _Event) -> None:
+        event.raw.record(self.stream)
+
+    def wait(self, event: _Event) -> None:
+        self.stream.wait_event(event.raw)
+
+
+class _Graph:
+    """``outputs`` are kept, so that no later graph of the same pool is given their memory."""
+
+    __slots__ = ("graph", "inputs", "outputs")
+
+    def __init__(self, graph: Any, inputs: Sequence[torch.Tensor], outputs: list[torch.Tensor]) -> None:  # noqa: ANN401
+        self.graph = graph
+        self.inputs = inputs
+        self.outputs = outputs
+
+
+class CudaGpu:
+    """A CUDA device (``cuda:0``) for one copy of a model. See ``Gpu``."""
+
+    def __init__(self, device: str) -> None:
+        self.device = torch.device(device)
+        uuid = getattr(_cuda.get_device_properties(self.device), "uuid", "")
+        self.uuid = f"GPU-{uuid}" if uuid else ""
+
+    def attach(self) -> None:
+        """Make it the calling thread's device."""
+        _cuda.set_device(self.device)
+
+    def lane(self) -> _Lane:
+        """Return a new stream."""
+        return _Lane(self.device)
+
+    def event(self, blocking: bool) -> _Event:
+        """Return a new event."""
+        return _Event(blocking)
+
+    def pinned(self, size: int) -> torch.Tensor:
+        """Return pinned memory, from torch's cache where it has some."""
+        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+
+    def empty(self, lane: _Lane, size: int) -> torch.Tensor:
+        """Return device memory."""
+        with _cuda.stream(lane.stream):
+            return torch.empty(size, dtype=torch.uint8, device=self.device)
+
+    def fill(self, target: torch.Tensor, parts: Sequence[Buffer]) -> None:
+        """Copy into pinned memory."""
+        fill_pinned(target, parts)
+
+    def view(self, pinned: torch.Tensor) -> memoryview:
+        """Return pinned memory to read."""
+        return pinned.numpy().data
+
+    def copy(self, lane: _Lane, target: torch.Tensor, source: torch.Tensor) -> None:
+        """Enqueue a copy."""
+        with _cuda.stream(lane.stream):
+            target.copy_(source, non_blocking=True)
+
+    def zero(self, lane: _Lane, target: torch.Tensor) -> None:
+        """Enqueue zeros."""
+        with _cuda.stream(lane.stream):
+            target.zero_()
+
+    def call(self, lane: _Lane, forward: Forward, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Enqueue a forward pass."""
+        with torch.inference_mode(), _cuda.stream(lane.stream):
+            return forward(*inputs)
+
+    def pool(self) -> Any:  # noqa: ANN401 - torch's handle
+        """Return a pool for graphs."""
+        return _cuda.graph_pool_handle()
+
+    def capture(self, lane: _Lane, forward: Forward, inputs: Sequence[torch.Tensor], pool: Any) -> _Graph:  # noqa: ANN401
+        """Capture a forward pass."""
+        graph = _cuda.CUDAGraph()
+        with _capturing, torch.inference_mode(), _cuda.stream(lane.stream):
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            try:
+                outputs = forward(*inputs)
+            except BaseException:
+                with contextlib.suppress(RuntimeError):
+                    graph.capture_end()
+                self._forget_capture(pool)
+                raise
+            try:
+                graph.capture_end()
+            except BaseException:
+                self._forget_capture(pool)
+                raise
+        return _Graph(graph, inputs, outputs)
+
+    def replay(self, lane: _Lane, captured: _Graph) -> None:
+        """Enqueue a graph."""
+        with _cuda.stream(lane.stream):
+            captured.graph.replay()
+
+    def holds(self, tensor: torch.Tensor) -> bool:
+        """Whether the tensor is on this device."""
+        return tensor.device == self.device
+
+    def allocated_bytes(self) -> int:
+        """Return what tensors hold."""
+        return int(_cuda.memory_allocated(self.device))
+
+    def reserved_bytes(self) -> int:
+        """Return what torch has taken."""
+        return int(_cuda.memory_reserved(self.device))
+
+    def peak_bytes(self) -> int:
+        """Return the most that tensors held since ``reset_peak``."""
+        return int(_cuda.max_memory_allocated(self.device))
+
+    def reset_peak(self) -> None:
+        """Begin to watch for the most again."""
+        _cuda.reset_peak_memory_stats(self.device)
+
+    def release_cached(self) -> None:
+        """Give back what torch keeps of freed memory."""
+        with _capturing:
+            _cuda.empty_cache()
+
+    def is_lost(self) -> bool:
+        """Ask the device for a trifle. Errors of a kernel are sticky: everything after fails, too."""
+        try:
+            torch.ones(1, device=self.device).add_(1).item()
+        except torch.OutOfMemoryError:
+            return False
+        except RuntimeError:
+            return True
+        return False
+
+    def _forget_capture(self, pool: Any) -> None:  # noqa: ANN401
+        """Tell torch's allocator that a failed capture is over, where torch doesn't itself."""
+        version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+        end = getattr(torch._C, "_cuda_endAllocateToPool", None)
+        if version < _ENDS_FAILED_CAPTURES and end is not None:
+            with contextlib.suppress(RuntimeError):
+                end(self.device.index or 0, pool)

@@ -1,0 +1,149 @@
+"""Where a batch is on its way through a GPU: staging memory, and the events that say how far it is.
+
+A slot belongs to one batch at a time, from its first byte in pinned memory until its outputs are back.
+Its life, with the lane (CUDA stream) that each step is on and the event behind it::
+
+    host      parts of requests -> pinned inputs
+    copy in   [staged]  pinned inputs -> device inputs        [arrived]
+    run       waits for arrived; [began]  the model           [ran]
+    copy out  waits for ran; [leaving]  outputs -> pinned     [done]
+
+Why no two of these race: the slot's own memory is touched again only by whoever has waited, on the
+host, for ``done``, which is behind everything else. Batches in different slots share the lanes, and
+nothing but read-only weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any, Final
+
+import torch
+
+from tensorferry.execution.backends.torch_gpu import Gpu
+from tensorferry.execution.backends.torch_tensors import DTYPES
+from tensorferry.model import BatchInput, ModelSpec
+
+__all__ = ["Lanes", "Slot", "largest_input_bytes"]
+
+#: Buffers of inputs of any size grow to powers of two, from here on.
+_LEAST_BYTES: Final = 4096
+
+
+class Lanes:
+    """One worker stream's three lanes: a copy each way overlaps with a run."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        self.copy_in = gpu.lane()
+        self.run = gpu.lane()
+        self.copy_out = gpu.lane()
+
+    def __iter__(self) -> Any:  # noqa: ANN401
+        return iter((self.copy_in, self.run, self.copy_out))
+
+
+class Slot:
+    """Staging memory for one batch. ``sizes`` are the bytes to begin with, for each input."""
+
+    def __init__(self, gpu: Gpu, lanes: Lanes, index: int, sizes: Sequence[int], blocking: bool) -> None:
+        self.index = index
+        self.staged = gpu.event(blocking)
+        self.arrived = gpu.event(blocking)
+        self.began = gpu.event(blocking)
+        self.ran = gpu.event(blocking)
+        self.leaving = gpu.event(blocking)
+        self.done = gpu.event(blocking)
+        self._gpu = gpu
+        self._lanes = lanes
+        self._pinned = [gpu.pinned(size) for size in sizes]
+        self._device = [gpu.empty(lanes.copy_in, size) for size in sizes]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its inputs, on the device and as much again in pinned memory."""
+        return sum([len(each) for each in self._device])
+
+    def targets(self, inputs: Sequence[BatchInput], rows: int | None = None) -> list[torch.Tensor]:
+        """Return where on the device inputs like these go; with ``rows``, as many instead of their own.
+
+        Raises:
+            torch.OutOfMemoryError: the device has no room for larger ones than before.
+        """
+        targets = []
+        for index, each in enumerate(inputs):
+            shape = each.shape if rows is None else (rows, *each.shape[1:])
+            size = prod(shape) * DTYPES[each.datatype].itemsize
+            self._grow(index, size)
+            targets.append(self._device[index][:size].view(DTYPES[each.datatype]).view(shape))
+        return targets
+
+    def stage(self, inputs: Sequence[BatchInput], targets: Sequence[torch.Tensor]) -> int:
+        """Copy inputs into pinned memory and enqueue their way to ``targets``; return their bytes.
+
+        A target may have more rows than its input: those are zeros.
+        """
+        gpu, lane = self._gpu, self._lanes.copy_in
+        sources = []
+        for pinned, each in zip(self._pinned, inputs, strict=False):
+            source = pinned[: prod(each.shape) * DTYPES[each.datatype].itemsize]
+            gpu.fill(source, each.parts)
+            sources.append(source)
+        lane.record(self.staged)
+        for source, each, target in zip(sources, inputs, targets, strict=True):
+            own = target
+            if target.shape != each.shape:
+                own = target[: each.shape[0]]
+                gpu.zero(lane, target[each.shape[0] :])
+            gpu.copy(lane, own, source.view(own.dtype).view(own.shape))
+        lane.record(self.arrived)
+        return sum([len(source) for source in sources])
+
+    def bring_back(self, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Enqueue copies of device tensors to new pinned memory, which they fill once ``done`` has come.
+
+        The caller keeps ``outputs`` until then.
+        """
+        gpu, lane = self._gpu, self._lanes.copy_out
+        lane.wait(self.ran)
+        lane.record(self.leaving)
+        returned = []
+        for output in outputs:
+            pinned = gpu.pinned(output.nbytes)
+            gpu.copy(lane, pinned.view(output.dtype).view(output.shape), output)
+            returned.append(pinned)
+        lane.record(self.done)
+        return returned
+
+    def settle(self) -> None:
+        """Wait until nothing that was enqueued for the slot is under way, after an error in between."""
+        for lane in self._lanes:
+            lane.record(self.done)
+            self.done.synchronize()
+
+    def _grow(self, index: int, size: int) -> None:
+        while len(self._device) <= index:
+            self._device.append(self._gpu.empty(self._lanes.copy_in, _LEAST_BYTES))
+            self._pinned.append(self._gpu.pinned(_LEAST_BYTES))
+        if len(self._device[index]) < size:
+            larger = max(_LEAST_BYTES, 1 << (size - 1).bit_length())
+            # The old one may be a graph's, which keeps it. Both before either is replaced.
+            device, pinned = self._gpu.empty(self._lanes.copy_in, larger), self._gpu.pinned(larger)
+            self._device[index], self._pinned[index] = device, pinned
+
+
+def largest_input_bytes(spec: ModelSpec) -> list[int]:
+    """Return the bytes of each of the model's inputs in the largest batch; [] where they aren't known."""
+    longest = spec.padding.buckets[-1] if spec.padding is not None and spec.padding.buckets else 0
+    sizes = []
+    for each in spec.model_inputs:
+        if each.datatype is None or each.dims is None:
+            return []
+        if each.is_fixed:
+            elements = prod(each.dims)
+        elif spec.padding is not None and each.name in spec.padding.inputs:
+            elements = prod(each.dims) * -longest
+        else:
+            return []
+        sizes.append(max(1, spec.max_batch_size) * elements * each.datatype.itemsize)
+    return sizes
