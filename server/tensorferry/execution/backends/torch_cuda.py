@@ -7,6 +7,10 @@ What it leans on, with sources:
   (docs.pytorch.org, "CUDA semantics: Use pinned memory buffers").
 * Memory that is allocated on one stream and used on another must be kept until that use is over; those
   who call keep it until they have waited for the event behind it ("CUDA semantics: CUDA streams").
+* torch has 32 streams of each priority on a device and hands them out in turns, so that two lanes may be
+  the same stream ("CUDA semantics"; c10/cuda/CUDAStream.h). What one of them enqueues while the other is
+  captured would become a part of its graph. So the lanes that models run on are streams that no other
+  lane has, and copies, of which each direction has one engine anyway, go to streams of another priority.
 * ``capture_begin`` and ``capture_end`` alone, where ``torch.cuda.graph`` also synchronises the device and
   empties the cache, which would stop the other models. ``thread_local``: what other threads do
   meanwhile (allocate, for one) doesn't spoil the capture (CUDA runtime API, cudaStreamCaptureMode).
@@ -16,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import weakref
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -31,6 +36,11 @@ _cuda: Final[Any] = torch.cuda
 
 #: One capture at a time in the process, and no memory given back meanwhile: cudaFree may spoil it.
 _capturing: Final = threading.Lock()
+
+#: Streams of one priority that torch has on a device, and those that run models.
+_STREAMS: Final = 32
+_taken: Final[set[tuple[str, int]]] = set()
+_taking: Final = threading.Lock()
 
 #: Before this version a capture that failed left the allocator in the belief that it went on
 #: (github.com/pytorch/pytorch/pull/180395), so that giving back memory raised ever after.
@@ -51,10 +61,22 @@ class _Event:
 
 
 class _Lane:
-    __slots__ = ("stream",)
+    """A stream; ``is_alone`` if no other lane has it."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.stream = _cuda.Stream(device)
+    def __init__(self, device: torch.device, runs: bool) -> None:
+        self.is_alone = False
+        if not runs:
+            self.stream = _cuda.Stream(device, priority=-1)
+            return
+        with _taking:
+            for _ in range(_STREAMS):
+                self.stream = _cuda.Stream(device)
+                name = (str(device), int(self.stream.cuda_stream))
+                if name not in _taken:
+                    self.is_alone = True
+                    _taken.add(name)
+                    weakref.finalize(self, _taken.discard, name)
+                    return
 
     def record(self, event: _Event) -> None:
         event.raw.record(self.stream)
@@ -86,9 +108,9 @@ class CudaGpu:
         """Make it the calling thread's device."""
         _cuda.set_device(self.device)
 
-    def lane(self) -> _Lane:
-        """Return a new stream."""
-        return _Lane(self.device)
+    def lane(self, runs: bool = False) -> _Lane:
+        """Return a lane."""
+        return _Lane(self.device, runs)
 
     def event(self, blocking: bool) -> _Event:
         """Return a new event."""
@@ -132,6 +154,8 @@ class CudaGpu:
 
     def capture(self, lane: _Lane, forward: Forward, inputs: Sequence[torch.Tensor], pool: Any) -> _Graph:  # noqa: ANN401
         """Capture a forward pass."""
+        if not lane.is_alone:
+            raise RuntimeError(f"more than {_STREAMS} model copies share {self.device}")
         graph = _cuda.CUDAGraph()
         with _capturing, torch.inference_mode(), _cuda.stream(lane.stream):
             graph.capture_begin(pool=pool, capture_error_mode="thread_local")

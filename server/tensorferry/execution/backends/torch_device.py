@@ -119,7 +119,7 @@ class DeviceModel:
         self._memory = DeviceMemory(
             weights=sum(self._weights.values()),
             staging=staging,
-            graphs=max(0, gpu.reserved_bytes() - before),
+            graphs=max(0, gpu.reserved_bytes() - before, sum([slot.result_bytes for slot in self._slots])),
             workspace=workspace,
             pinned=staging,
         )
@@ -168,6 +168,7 @@ class DeviceModel:
         else:
             targets = slot.targets(inputs)
         bytes_in = slot.stage(inputs, targets)
+        staged_ns = time.perf_counter_ns() - started_ns
         run = self._lanes.run
         run.wait(slot.arrived)
         run.record(slot.began)
@@ -181,7 +182,7 @@ class DeviceModel:
             outputs = [each[:rows] for each in outputs]
         flight = InFlight(self, slot, outputs, started_ns)
         flight.is_graph, flight.row_limit = bucket is not None, row_limit
-        flight.bytes_in = bytes_in
+        flight.bytes_in, flight.staged_ns = bytes_in, staged_ns
         flight.padded_rows = bucket.rows - rows if bucket is not None else 0
         return flight
 

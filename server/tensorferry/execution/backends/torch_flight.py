@@ -33,10 +33,11 @@ class InFlight:
         "is_graph",
         "padded_rows",
         "row_limit",
+        "staged_ns",
     )
 
     def __init__(self, model: DeviceModel, slot: Slot, outputs: list[torch.Tensor], started_ns: int) -> None:
-        self.bytes_in = self.padded_rows = self.row_limit = 0
+        self.bytes_in = self.padded_rows = self.row_limit = self.staged_ns = 0
         self.is_graph = False
         self._model = model
         self._slot = slot
@@ -67,6 +68,7 @@ class InFlight:
             is_graph=self.is_graph,
             padded_rows=self.padded_rows,
             row_limit=self.row_limit,
+            staged_ns=self.staged_ns,
         )
         outputs = [
             Tensor(each.name, DTYPE_NAMES[output.dtype], tuple(output.shape), self._model.view(pinned))

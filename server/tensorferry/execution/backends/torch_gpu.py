@@ -76,8 +76,8 @@ class Gpu(Protocol):
         """Make it the calling thread's device."""
         ...
 
-    def lane(self) -> Lane:
-        """Return a new lane."""
+    def lane(self, runs: bool = False) -> Lane:
+        """Return a new lane; one that ``runs`` models is for forward passes and graphs, others for copies."""
         ...
 
     def event(self, blocking: bool) -> Event:
@@ -127,6 +127,9 @@ class Gpu(Protocol):
 
     def capture(self, lane: Any, forward: Forward, inputs: Sequence[torch.Tensor], pool: Any) -> Captured:  # noqa: ANN401
         """Capture ``forward`` on these very input tensors, without running it.
+
+        What ``forward`` allocates is in the pool: outputs that are, a replay of any graph captured
+        before may write over.
 
         Raises:
             Exception: it can't be captured; the lane is as it was.
@@ -201,10 +204,14 @@ def gpu_of(device: str) -> Gpu:
     return _open(device)
 
 
-def opened_by(factory: Callable[[str], Gpu]) -> None:
-    """Open devices with ``factory`` from now on, and take them to be there: for tests, and rehearsals."""
+def opened_by(factory: Callable[[str], Gpu]) -> Callable[[str], Gpu]:
+    """Open devices with ``factory`` from now on, and take them to be there: for tests, and rehearsals.
+
+    Returns what opened them so far.
+    """
     global _open
-    _open = factory
+    before, _open = _open, factory
+    return before
 
 
 def is_real() -> bool:

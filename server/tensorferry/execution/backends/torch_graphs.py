@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any, Final
 
@@ -121,11 +122,13 @@ def capture_graphs(
             graphs.add(form, _captured(gpu, lanes, slots, forward, (form, rows, pool)))
         except torch.OutOfMemoryError:
             graphs.why_not = f"the GPU has no memory for a graph of {rows} rows"
+            _settle(slots)
             gpu.release_cached()
         except _WrongError as error:
             graphs.close()
             return Graphs(eager_ns, str(error))
         except Exception as error:
+            _settle(slots)
             graphs.close()
             return Graphs(eager_ns, f"the model can't be captured: {first_line(error)}")
     if len(wanted) > _MOST_BUCKETS:
@@ -133,6 +136,12 @@ def capture_graphs(
             f"{len(wanted)} batch sizes and shapes are more than the {_MOST_BUCKETS} that are kept"
         )
     return graphs
+
+
+def _settle(slots: Sequence[Slot]) -> None:
+    """Wait for what is under way: an error may have come in the middle."""
+    for slot in slots:
+        slot.settle()
 
 
 class _WrongError(Exception):
@@ -143,27 +152,52 @@ def _captured(
     gpu: Gpu, lanes: Lanes, slots: Sequence[Slot], forward: Forward, what: tuple[Form, int, Any]
 ) -> Bucket:
     form, rows, pool = what
-    expected: list[bytes] = []
+    sample = _sample(form, rows)
+    like, expected = _ran(gpu, lanes, slots[0], forward, sample)
+    if rows and any(each.shape[:1] != (rows,) for each in like):
+        raise _WrongError("the first dimension of its outputs isn't the batch's")
     pairs: list[tuple[list[torch.Tensor], Captured]] = []
     run_ns = 0
     for slot in slots:
-        sample = _sample(form, rows)
         targets = slot.targets(sample)
-        if not expected:
-            slot.stage(sample, targets)
-            expected = _outputs(gpu, lanes, slot, lambda at=targets: gpu.call(lanes.run, forward, at))
         for target in targets:  # captured on other inputs than it is checked with
             gpu.zero(lanes.run, target)
         slot.settle()
-        captured = gpu.capture(lanes.run, forward, targets, pool)
+        captured = gpu.capture(lanes.run, _into(slot.results(like), forward), targets, pool)
         for _ in range(_TIMED_REPLAYS):
             slot.stage(sample, targets)
-            got = _outputs(gpu, lanes, slot, lambda it=captured: _replayed(gpu, lanes, it))
+            got = _outputs(gpu, lanes, slot, partial(_replayed, gpu, lanes, captured))
             took_ns = slot.began.elapsed_ns(slot.ran)
             run_ns = min(run_ns or took_ns, took_ns)
-        _compare(captured.outputs, expected, got, rows)
+            _compare(like, expected, got)
         pairs.append((targets, captured))
     return Bucket(rows, run_ns, tuple(pairs))
+
+
+def _into(results: list[torch.Tensor], forward: Forward) -> Forward:
+    """Return ``forward`` with its outputs in ``results``."""
+
+    def forward_into(*inputs: torch.Tensor) -> list[torch.Tensor]:
+        for result, output in zip(results, forward(*inputs), strict=True):
+            result.copy_(output)
+        return results
+
+    return forward_into
+
+
+def _ran(
+    gpu: Gpu, lanes: Lanes, slot: Slot, forward: Forward, sample: Sequence[BatchInput]
+) -> tuple[list[torch.Tensor], list[bytes]]:
+    """Return the outputs of an ordinary run: on the device, to know what they are like, and their bytes."""
+    like: list[torch.Tensor] = []
+    targets = slot.targets(sample)
+    slot.stage(sample, targets)
+
+    def run() -> list[torch.Tensor]:
+        like.extend(gpu.call(lanes.run, forward, targets))
+        return like
+
+    return like, _outputs(gpu, lanes, slot, run)
 
 
 def _replayed(gpu: Gpu, lanes: Lanes, captured: Captured) -> list[torch.Tensor]:
@@ -171,7 +205,7 @@ def _replayed(gpu: Gpu, lanes: Lanes, captured: Captured) -> list[torch.Tensor]:
     return captured.outputs
 
 
-def _outputs(gpu: Gpu, lanes: Lanes, slot: Slot, run: Any) -> list[bytes]:  # noqa: ANN401
+def _outputs(gpu: Gpu, lanes: Lanes, slot: Slot, run: Callable[[], list[torch.Tensor]]) -> list[bytes]:
     """Run what is staged in the slot and return the outputs' bytes. Waits for them."""
     lanes.run.wait(slot.arrived)
     lanes.run.record(slot.began)
@@ -182,16 +216,12 @@ def _outputs(gpu: Gpu, lanes: Lanes, slot: Slot, run: Any) -> list[bytes]:  # no
     return [bytes(gpu.view(each)) for each in returned]
 
 
-def _compare(
-    outputs: Sequence[torch.Tensor], expected: Sequence[bytes], got: Sequence[bytes], rows: int
-) -> None:
-    for like, one, other in zip(outputs, expected, got, strict=True):
-        if rows and like.shape[:1] != (rows,):
-            raise _WrongError("the first dimension of its outputs isn't the batch's")
+def _compare(like: Sequence[torch.Tensor], expected: Sequence[bytes], got: Sequence[bytes]) -> None:
+    for each, one, other in zip(like, expected, got, strict=True):
         if one == other:
             continue
-        rtol, atol = TOLERANCES.get(DTYPE_NAMES[like.dtype], (0.0, 0.0))
-        first, second = (torch.frombuffer(bytearray(each), dtype=like.dtype) for each in (one, other))
+        rtol, atol = TOLERANCES.get(DTYPE_NAMES[each.dtype], (0.0, 0.0))
+        first, second = (torch.frombuffer(bytearray(data), dtype=each.dtype) for data in (one, other))
         if not torch.allclose(first.double(), second.double(), rtol, atol, equal_nan=True):
             raise _WrongError(
                 "a graph of it gives other outputs than a run: what it does depends on what its inputs"

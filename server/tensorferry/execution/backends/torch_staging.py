@@ -36,7 +36,7 @@ class Lanes:
 
     def __init__(self, gpu: Gpu) -> None:
         self.copy_in = gpu.lane()
-        self.run = gpu.lane()
+        self.run = gpu.lane(runs=True)
         self.copy_out = gpu.lane()
 
     def __iter__(self) -> Any:  # noqa: ANN401
@@ -58,11 +58,17 @@ class Slot:
         self._lanes = lanes
         self._pinned = [gpu.pinned(size) for size in sizes]
         self._device = [gpu.empty(lanes.copy_in, size) for size in sizes]
+        self._results: list[torch.Tensor] = []
 
     @property
     def nbytes(self) -> int:
         """Bytes of its inputs, on the device and as much again in pinned memory."""
         return sum([len(each) for each in self._device])
+
+    @property
+    def result_bytes(self) -> int:
+        """Bytes of the outputs of its graphs."""
+        return sum([len(each) for each in self._results])
 
     def targets(self, inputs: Sequence[BatchInput], rows: int | None = None) -> list[torch.Tensor]:
         """Return where on the device inputs like these go; with ``rows``, as many instead of their own.
@@ -77,6 +83,25 @@ class Slot:
             self._grow(index, size)
             targets.append(self._device[index][:size].view(DTYPES[each.datatype]).view(shape))
         return targets
+
+    def results(self, like: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Return where a graph of this slot leaves outputs like these.
+
+        Not in the memory that graphs have for themselves: what one frees while it is captured, later
+        ones use again, for their outputs too, and a replay of it would write over those while they are
+        copied back (docs.pytorch.org, "CUDA semantics: Sharing memory across captures").
+
+        Raises:
+            torch.OutOfMemoryError: the device has no room.
+        """
+        results = []
+        for index, each in enumerate(like):
+            if index == len(self._results):
+                self._results.append(self._gpu.empty(self._lanes.run, each.nbytes))
+            if len(self._results[index]) < each.nbytes:  # smaller graphs keep the one they have
+                self._results[index] = self._gpu.empty(self._lanes.run, each.nbytes)
+            results.append(self._results[index][: each.nbytes].view(each.dtype).view(each.shape))
+        return results
 
     def stage(self, inputs: Sequence[BatchInput], targets: Sequence[torch.Tensor]) -> int:
         """Copy inputs into pinned memory and enqueue their way to ``targets``; return their bytes.
