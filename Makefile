@@ -4,7 +4,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help setup demo demo-rollout test lint types docs protos protos-check serve load bench bench-batching fuzz asan soak churn screenshots wheel check clean
+.PHONY: help setup demo demo-rollout test lint types docs protos protos-check serve load bench bench-batching bench-gpu fuzz asan soak churn screenshots wheel check clean
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -52,6 +52,9 @@ bench: $(INSTALLED) ## measure against other servers in one run (PEERS=1: Triton
 
 bench-batching: $(INSTALLED) ## measure the batcher against its targets, with plots (PEERS=1 installs Triton, CASES=idle,...)
 	$(PYTHON) -m loadtests.batching $(if $(PEERS),--peers) $(if $(CASES),--cases $(CASES))
+
+bench-gpu: $(INSTALLED) ## measure models on a GPU against bare loops, in one table (REHEARSE=1: every step, without one)
+	$(PYTHON) -m loadtests.gpu $(if $(REHEARSE),--rehearse)
 
 fuzz: $(INSTALLED) ## fuzz the extensions, led by coverage (FUZZ_SECONDS=60; SAVE=1 keeps what was found)
 	$(PYTHON) tools/instrumented.py coverage

@@ -57,6 +57,27 @@ of this page; its version directories may be empty.
 |---|---|---|---|
 """
 
+_INSTANCES: Final = """
+### Instances and devices
+
+| field | unit | default | meaning |
+|---|---|---|---|
+| `instance_group.count` | streams | `1` | worker streams: on each GPU of `gpus`, or in all on the CPU |
+| `instance_group.kind` |  | `KIND_GPU` where `gpus` are given, else `KIND_CPU` | `KIND_CPU` or `KIND_GPU` |
+| `instance_group.gpus` |  | the first GPU | GPUs by their number, as CUDA counts those that it sees |
+
+Two defaults differ from Triton's. Without `instance_group` a model has one stream on the CPU; Triton puts one
+on every GPU that it sees. `KIND_GPU` without `gpus` is GPU 0 alone; for Triton it is every GPU. To have them
+all here, list them: `instance_group { kind: KIND_GPU gpus: [ 0, 1, 2, 3 ] }`. With `count: 2` each of the
+four then has two streams. Several groups add up: `instance_group [ { gpus: 0 count: 2 }, { gpus: 1 } ]` has
+two streams on GPU 0 and one on GPU 1.
+
+How a model uses a GPU; on the CPU nothing of it has an effect:
+
+| field | unit | default | meaning |
+|---|---|---|---|
+"""
+
 _PARAMETERS_HEAD: Final = """
 ### Parameters
 
@@ -82,11 +103,17 @@ _TAIL: Final = """
 - `ragged_max_length` beyond the last of `ragged_buckets`, or a `model_warmup` request longer than that;
 - `ragged_buckets`, `batch_input` or `batch_output` where no input says `allow_ragged_batch: true`, and that
   without `ragged_buckets`;
-- `split_oversized` without a batch dimension; `execution: inline` with several streams or on a GPU.
+- `split_oversized` without a batch dimension; `execution: inline` with several streams or on a GPU;
+- `optimization.cuda.graphs` and the parameter `cuda_graphs`, where one wants what the other forbids;
+  `cuda_graphs: on` with a stream on the CPU;
+- `autocast`, `memory_format: channels_last` or `ENABLE_WEIGHT_SHARING` for a model that isn't run by torch,
+  operation by operation: ONNX, Python, and what AOTInductor has compiled.
 """
 
 _POLICY: Final = "ModelQueuePolicy"
 _STEP: Final = "ModelEnsembling.Step"
+_CUDA: Final = "ModelOptimizationPolicy.Cuda"
+_PINNED: Final = "ModelOptimizationPolicy.PinnedMemoryBuffer"
 
 #: (unit, default, meaning) of each field, by message and field.
 _FIELDS: Final[dict[tuple[str, str], tuple[str, str, str]]] = {
@@ -124,6 +151,27 @@ _FIELDS: Final[dict[tuple[str, str], tuple[str, str, str]]] = {
         "",
         "none",
         "policy by level, in place of the default policy as a whole",
+    ),
+    (_CUDA, "graphs"): (
+        "",
+        "as the parameter `cuda_graphs` says; Triton: `false`",
+        "`false`, written out, captures no CUDA graphs; `true` is what happens anyway",
+    ),
+    (_CUDA, "busy_wait_events"): (
+        "",
+        "`false`",
+        "the thread that waits for a batch spins instead of sleeping: some tens of µs sooner, for a core",
+    ),
+    (_CUDA, "output_copy_stream"): (
+        "",
+        "`true`; Triton: `false`",
+        "taken for Triton's sake, without effect: outputs are always copied on a stream of their own",
+    ),
+    (_PINNED, "enable"): (
+        "",
+        "`true`",
+        "copies go over pinned memory; `false` is refused for a model on a GPU, whose copies would hold"
+        " everything up without",
     ),
     (_POLICY, "timeout_action"): (
         "",
@@ -202,6 +250,10 @@ _BATCHING_MESSAGES: Final = {
     "ModelResponseCache": "response_cache.",
 }
 _PADDING_MESSAGES: Final = {"BatchInput": "batch_input.", "BatchOutput": "batch_output."}
+_DEVICE_MESSAGES: Final = {
+    _CUDA: "optimization.cuda.",
+    _PINNED: "optimization.{input,output}_pinned_memory.",
+}
 _ENSEMBLE_MESSAGES: Final = {
     "ModelEnsembling": "ensemble_scheduling.",
     _STEP: "ensemble_scheduling.step.",
@@ -227,6 +279,8 @@ def model_section() -> str:
         + _PADDING_HEAD
         + _RAGGED_ROW
         + "".join(_rows(_PADDING_MESSAGES))
+        + _INSTANCES
+        + "".join(_rows(_DEVICE_MESSAGES))
         + _ENSEMBLE_HEAD
         + "".join(_rows(_ENSEMBLE_MESSAGES))
         + _PARAMETERS_HEAD

@@ -40,6 +40,8 @@ from tensorferry.service.inference import SERVICE, InferenceService
 from tensorferry.service.methods import MethodTable
 from tensorferry.service.repository import ROLLOUT_SERVICE, RepositoryService
 from tensorferry.service.settings import SettingsService
+from tensorferry.service.shared_memory import Regions
+from tensorferry.service.shared_memory_calls import GROUP, SharedMemoryService
 from tensorferry.signals import StopSignals
 from tensorferry.tracing import Tracer, Untraced, open_tracer
 from tensorferry.transport import Transport, choose
@@ -93,12 +95,15 @@ async def running(config: ServerConfig, desk: ControlDesk | None = None) -> Asyn
         config.response_cache_bytes,
         config.memory_reserve_bytes,
         config.monitoring == "on",
+        config.processes,
     )
     health = HealthService(engine)
+    engine.on_lost = health.follow
     transport = choose(config, reuse_port=config.processes > 1)
     async with _observing(config, engine, transport, desk) as observed:
-        control = desk.connect(engine, health.follow, observed.adjustables)
-        methods = _methods(engine, observed, health, control)
+        regions = Regions(config.shared_memory == "on", config.max_inflight_bytes)
+        control = desk.connect(engine, health.follow, {**observed.adjustables, GROUP: regions})
+        methods = _methods(engine, observed, health, control, regions)
         # Before anybody can ask: its first step makes the models known as LOADING. A caller that came
         # earlier would hear that there is no such model, and a probe that all is ready.
         loading = asyncio.create_task(_load(engine, orders))
@@ -207,12 +212,15 @@ async def _load(engine: Engine, orders: Sequence[Order]) -> None:
     await engine.load_all(entries, {order.name: order.rollout for order in orders})
 
 
-def _methods(engine: Engine, observed: _Observed, health: HealthService, control: Control) -> MethodTable:
+def _methods(
+    engine: Engine, observed: _Observed, health: HealthService, control: Control, regions: Regions
+) -> MethodTable:
     return {
-        **InferenceService(engine, observed.tracer, observed.failures, control).methods(),
+        **InferenceService(engine, observed.tracer, observed.failures, control, regions).methods(),
         **health.methods(),
         **RepositoryService(control).methods(),
         **SettingsService(control, engine).methods(),
+        **SharedMemoryService(control).methods(),
         **reflection_methods([SERVICE, ROLLOUT_SERVICE, "grpc.health.v1.Health"]),
     }
 

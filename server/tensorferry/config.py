@@ -120,6 +120,13 @@ class ServerConfig:
     response_cache_bytes: int = _setting(
         64 * 2**20, "answers kept for models with response_cache, per process; 0: none", _at_least(0)
     )
+    shared_memory: str = _setting(
+        "off",
+        "on, or off: whether callers on this machine may register shared memory and leave tensors there."
+        " Whoever may call may then have the server read and write any object under /dev/shm that its"
+        " user may, by name: turn it on only where all callers are trusted with that",
+        _one_of("on", "off"),
+    )
     max_connections: int = _setting(10_000, "gRPC connections at once", _at_least(1))
     max_concurrent_streams: int = _setting(1_000, "calls in progress on one connection", _at_least(1))
     max_header_list_bytes: int = _setting(16 * 2**10, "headers of one call", _at_least(1024))

@@ -42,7 +42,8 @@ class DeviceRun:
     ``copy_in_ns`` and ``copy_out_ns`` are the copies between pinned memory and the device, ``run_ns`` the
     model alone. They overlap with those of the batches before and behind it. ``padded_rows`` were run
     beside the batch's own to fill up a graph's bucket. ``row_limit`` is the largest batch in rows that is
-    run at once since the device ran out of memory; 0 while it never has.
+    run at once since the device ran out of memory; 0 while it never has. ``staged_ns`` is the host's time
+    from the launch until the copying of the inputs was enqueued: the joining of the parts in pinned memory.
     """
 
     copy_in_ns: int
@@ -54,6 +55,7 @@ class DeviceRun:
     padded_rows: int = 0
     row_limit: int = 0
     out_of_memory: bool = False
+    staged_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)

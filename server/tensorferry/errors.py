@@ -5,7 +5,8 @@
     TensorferryError
     ├── RequestError                the caller's fault; the same call will fail again
     │   ├── InvalidRequest          a tensor, parameter or message is not what the model takes
-    │   ├── NotFound                no such model or version
+    │   ├── NotFound                no such model, version or shared memory region
+    │   ├── AlreadyExists           a shared memory region of that name is there
     │   ├── Unsupported             a part of the protocol that this server doesn't offer
     │   └── ControlDisabled         a change of what is served, which this server was told not to take
     ├── Overloaded                  nobody's fault; retry after a pause
@@ -33,6 +34,7 @@ from __future__ import annotations
 from pathlib import Path
 
 __all__ = [
+    "AlreadyExists",
     "Cancelled",
     "ConfigurationError",
     "ControlDisabled",
@@ -70,7 +72,11 @@ class InvalidRequest(RequestError):
 
 
 class NotFound(RequestError):
-    """No such model, or no such version of it."""
+    """No such model, no such version of it, or no such shared memory region."""
+
+
+class AlreadyExists(RequestError):
+    """A shared memory region of that name is registered already."""
 
 
 class Unsupported(RequestError):

@@ -15,6 +15,7 @@ import aiohttp
 import numpy as np
 import pytest
 from aiohttp import web
+from tests.integration import gpus
 from tests.integration.conftest import Served
 from tests.integration.support import PATIENCE_S, fetch, request_of, wait_until
 from tools.chromium import Browser, missing
@@ -152,6 +153,13 @@ class Fixed:
         labels = Family("tensorferry_model_label", "", "gauge", ("model", "version", "label"))
         labels.values.update({(*key, HOSTILE): 1.0 for key in self._keys})
         return {each.name: each for each in (counts, labels)}
+
+
+class OnGpu(Fixed):
+    """The same of a model on a GPU, where it runs more batches each time."""
+
+    async def families(self) -> Families:
+        return await super().families() | gpus.families_of("m", "1", batches=int(self._count))
 
 
 async def until(condition) -> None:
@@ -327,6 +335,55 @@ def test_names_are_text_whatever_they_look_like(serve_page, browser: Browser):
         assert browser.console() == []
 
     serve_page(Fixed(HOSTILE), use, FeedLimits(watched_s=0.1, unwatched_s=0.1))
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [1280, 800, 375])
+def test_the_page_tells_how_the_gpus_are_and_what_slows_them(serve_page, browser: Browser, width: int):
+    async def use(feed: Feed, port: int):
+        await asyncio.to_thread(look, port)
+
+    def look(port: int) -> None:
+        browser.console()
+        browser.screen(width, 900)
+        browser.open(f"http://127.0.0.1:{port}/")
+        wait_for_models(browser)
+        line = text_of(browser, "#gpus li").split()
+        assert " ".join(line) == (
+            "cuda:0 NVIDIA H200 busy 91 % memory 60 GiB of 150 GiB power 512 W of 700 W 92 °C slowed by heat"
+        )
+        assert re.match(
+            r"On cuda:0: runs \d+ % of the time, copies in \d+ %, out \d+ % · CUDA graphs for 100 % of the"
+            r" batches · \d+ % of the rows are padding · holds 3 GiB$",
+            text_of(browser, "#device"),
+        )
+        findings = text_of(browser, "#findings")
+        assert "cuda:0 is slowed by heat" in findings
+        assert "room for 48 rows at once" in findings
+        for name in ("gpus", "device"):
+            assert browser.run(
+                f"const it = document.getElementById('{name}'); return it.scrollWidth <= innerWidth"
+            ), name
+        assert browser.console() == []
+
+    try:
+        serve_page(OnGpu("m"), use, FeedLimits(watched_s=0.1, unwatched_s=0.1))
+    finally:
+        browser.screen(1280, 900)
+
+
+@needs_browser
+def test_without_a_gpu_the_page_says_nothing_of_any(serve_page, browser: Browser):
+    async def use(feed: Feed, port: int):
+        await asyncio.to_thread(look, port)
+
+    def look(port: int) -> None:
+        browser.open(f"http://127.0.0.1:{port}/")
+        wait_for_models(browser)
+        assert text_of(browser, "#gpus") == text_of(browser, "#device") == ""
+        assert browser.run("return document.getElementById('gpus').offsetHeight") == 0
+
+    serve_page(Fixed("m"), use, FeedLimits(watched_s=0.1, unwatched_s=0.1))
 
 
 @needs_browser

@@ -14,6 +14,7 @@ import grpc
 import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from tests.integration import gpus
 from tests.integration.prometheus import (
     MONITORING,
     RULES,
@@ -24,6 +25,9 @@ from tests.integration.prometheus import (
 )
 from tests.integration.support import PATIENCE_S, fetch, request_of, wait_until, x_request
 
+from tensorferry.monitoring.exposition import render
+from tensorferry.monitoring.pacing import Turns
+from tensorferry.testing.clock import VirtualClock
 from tensorferry.testing.models import BATCHING, write_mlp, write_raising
 from tensorferry.testing.process import ServerProcess
 from tensorferry.wire import open_inference_pb2_grpc as pb_grpc
@@ -43,8 +47,16 @@ PAUSE_S = 0.01
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
 #: Prometheus's own.
 OWN_NAMES = {"up", "ALERTS"}
-#: Panels that have nothing to show here: no rollout, no padding, no response cache, and no alert.
+#: Panels that have nothing to show here: no rollout, no padding, no response cache, no GPU, and no alert.
 MAY_BE_EMPTY = {
+    "Bytes to and from the GPU",
+    "CUDA graphs, and rows that fill them up",
+    "GPU busy",
+    "GPU memory",
+    "Power and temperature",
+    "Runs and copies, of the GPU's time",
+    "Time of a batch on the GPU",
+    "What slows the GPU",
     "Labels",
     "Mean rows, and padding",
     "Response cache",
@@ -266,6 +278,22 @@ def test_promtool_finds_nothing_in_our_own_metrics(watched: Watched):
     )
     complaints = (checked.stdout + checked.stderr).decode().splitlines()
     assert {tuple(line.split(" ", 1)) for line in complaints if line} == TRITONS_HABITS
+
+
+@needs_prometheus
+def test_promtool_finds_nothing_in_our_metrics_of_gpus(run):
+    async def text() -> list[bytes]:
+        return await render(gpus.families_of("m", "1", batches=3), Turns(VirtualClock()))
+
+    checked = subprocess.run(
+        ["promtool", "check", "metrics"],
+        input=b"".join(run(text())),
+        capture_output=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    complaints = (checked.stdout + checked.stderr).decode().splitlines()
+    assert complaints == [f"nv_energy_consumption {_NO_TOTAL}"]
 
 
 @needs_prometheus

@@ -148,14 +148,14 @@ class Gate:
             if (
                 waiting < self._plain_bound
                 and (admission.byte_size + request.byte_size) * 2 < admission.max_bytes
-                and deadline > now + self._forecast.whole_s * (2.0 + waiting)
             ):
                 if deadline == NEVER:
                     request.due = now + _PATIENCE_S
-                else:
+                    return None
+                if deadline > now + self._forecast.drained_s(waiting):
                     request.due = deadline
                     self._forecast.is_needed = True
-                return None
+                    return None
         policy = self._policies[0]
         if self._has_rules or request.timeout_s or request.priority:
             if request.priority > self._levels > 0:

@@ -15,30 +15,31 @@ Contracts:
   again, or the request's ``on_done`` will be called exactly once.
 * A request whose deadline has come, or that was cancelled, is never handed to a stream.
 * A batch that the model raises on is halved and run again until the request at fault stands
-  alone: the others get their answers.
+  alone: the others get their answers. One that found the device lost isn't: no run could succeed.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from itertools import chain
-from typing import Final, Protocol
+from typing import Final
 
 from tensorferry.batching.admission import Admission, Gate, Refused, Share
 from tensorferry.batching.batch import Batch
+from tensorferry.batching.executor import BatchOutcome, Executor
 from tensorferry.batching.expiry import Expiry
 from tensorferry.batching.forecast import Forecast
 from tensorferry.batching.ordering import InOrder
 from tensorferry.batching.pending import DONE, NEVER, RUNNING, WAITING, Pending
-from tensorferry.batching.policy import Limits, Run, Wait, cut, decide
+from tensorferry.batching.policy import Run, Spare, Wait, cut, decide, follow, limits_of
 from tensorferry.batching.queue import Place, WaitingQueue
 from tensorferry.batching.record import DEADLINE, FULL, IDLE, RETRY
 from tensorferry.batching.statistics import BatcherStatistics, Counters, failure_reason
 from tensorferry.clock import Clock, Timer
-from tensorferry.errors import Cancelled, DeadlineExceeded, ModelFailed, TensorferryError
+from tensorferry.errors import Cancelled, DeadlineExceeded, DeviceLost, ModelFailed, TensorferryError
 from tensorferry.model import ModelSpec, RunResult
 
 __all__ = ["Admission", "BatchOutcome", "Batcher", "Executor", "limits_of"]
@@ -48,60 +49,6 @@ _MAX_GATHER_S: Final = 0.8e-3
 
 #: How long full batches may run on the loop thread, one after another, before sockets are read.
 _MAX_INLINE_S: Final = 1e-3
-
-
-@dataclass(slots=True)
-class BatchOutcome:
-    """What became of a batch: a result or an error, one of them None; and the stream that ran it."""
-
-    batch: Batch
-    result: RunResult | None
-    error: TensorferryError | None
-    stream: int = 0
-
-
-class Executor(Protocol):
-    """The streams that run one model's batches. Called and calling back on the loop thread.
-
-    ``start`` may be called while ``idle`` is positive. It takes the batch over and calls ``done``
-    exactly once: later, or before it returns (a stream that runs on the loop thread).
-
-    A stream on a GPU takes a batch while another runs there: its inputs are copied meanwhile. Such a
-    batch is started while ``spare`` is positive, and its ``behind`` is set, by ``start``, to the batch
-    that it follows; ``follow_at`` says when one is best started.
-    """
-
-    @property
-    def idle(self) -> int:
-        """Streams that would start a batch at once."""
-        ...
-
-    @property
-    def spare(self) -> int:
-        """Places for a batch behind one that runs; 0 where no stream takes any."""
-        ...
-
-    def follow_at(self, expected: Callable[[int], float]) -> float:
-        """Return the instant from which on a batch in a spare place loses nothing by being started.
-
-        That is when the run before it is expected to end, less what its inputs take to reach the
-        device. Infinite with no spare place. ``expected`` gives the seconds of a run by its rows.
-        """
-        ...
-
-    def start(self, batch: Batch, done: Callable[[BatchOutcome], None]) -> None:
-        """Run a batch on an idle stream."""
-        ...
-
-
-def limits_of(spec: ModelSpec) -> Limits:
-    """Turn a model's batching settings into the policy's limits."""
-    batching = spec.batching
-    return Limits(
-        max_rows=max(1, spec.max_batch_size) if batching.enabled else 1,
-        max_queue_delay_s=(batching.max_queue_delay_us or 0) / 1e6,
-        preferred_rows=batching.preferred_batch_sizes,
-    )
 
 
 class Batcher:
@@ -247,7 +194,7 @@ class Batcher:
         self._flush_handle = self._clock.call_soon(self._gather)
 
     def _flush(self) -> None:
-        """Start batches until the policy says wait, or no stream is idle."""
+        """Start batches until the policy says wait, or no stream is idle or has a place to spare."""
         if self._flush_handle is not None:
             self._flush_handle.cancel()
             self._flush_handle = None
@@ -277,9 +224,25 @@ class Batcher:
                         self._forecast.rested()
                     self._flush_soon()
                     return
+            if self._executor.spare:
+                self._follow()
         finally:
             self._flushing = False
             self._announce_idle()  # what was left may have been too late to run
+
+    def _follow(self) -> None:
+        """Start batches behind those that run, while there are places and the policy says so."""
+        executor, forecast = self._executor, self._forecast
+        while executor.spare:
+            # A half of a failed batch gets no company by waiting.
+            batch = self._next_half() or self._next_batch(follows=True)
+            if batch is None:
+                return
+            self._running += len(batch.requests)
+            forecast.started(batch, self._clock.now())
+            executor.start(batch, self._finished)
+            if batch.behind is not None:
+                forecast.followers[batch.behind] = batch
 
     def _flush_soon(self) -> None:
         if self._flush_handle is None and (self._queue.count or self._again):
@@ -294,14 +257,14 @@ class Batcher:
                 return batch
         return None
 
-    def _next_batch(self) -> Batch | None:
+    def _next_batch(self, follows: bool = False) -> Batch | None:
         now = self._clock.now()
-        while (departure := self._next_departure(now)) is not None:
+        while departure := self._next_follower(now) if follows else self._next_departure(now):
             place, rows, shared, reason = departure
             # Those at the head that are still in time; there may be none.
             requests = self._still_wanted(self._queue.take(place, rows, shared))
             if requests:
-                hold_s = now - max(requests[0].enqueued_at, self._idle_since)
+                hold_s = 0.0 if follows else now - max(requests[0].enqueued_at, self._idle_since)
                 batch = Batch(self._spec, requests, now, reason, hold_s)
                 if reason is IDLE:
                     most = self._limits.max_rows
@@ -324,31 +287,61 @@ class Batcher:
                 return None
             if place.head.limit == NEVER and not self._lowest:
                 return place, most, most, IDLE
-            return self._sized(place, most, now, IDLE)
+            return self._sized(place, most, now, now, IDLE)
         hold_end = NEVER
-        turn = queue.turn(now)
-        for place in chain([turn] if turn else [], queue.places()):
+        for place in self._in_turn(now):
             view = queue.view(place, most)
             decision = decide(view, self._executor.idle, self._limits, now, self._forecast.expected)
             if isinstance(decision, Run):
-                return self._sized(place, decision.rows, now, decision.reason)
+                return self._sized(place, decision.rows, now, now, decision.reason)
             if isinstance(decision, Wait):
                 hold_end = min(hold_end, decision.until)
         self._hold_until(hold_end)
         return None
 
-    def _sized(self, place: Place, most: int, now: float, reason: str) -> tuple[Place, int, int, str]:
-        """Settle the size of a batch that leaves now, of at most ``most`` rows."""
+    def _next_follower(self, now: float) -> tuple[Place, int, int, str] | None:
+        """Return the same for a batch behind one that runs, with no stream idle."""
+        queue, most, expected = self._queue, self._limits.max_rows, self._forecast.expected
+        if not queue.count:
+            return None
+        follow_at = self._executor.follow_at(expected) if expected.is_known else NEVER
+        hold_end = follow_at
+        if now >= follow_at or sum(queue.rows) >= most:  # else nobody is full, and nobody leaves
+            spare = Spare(follow_at, self._forecast.free_at(now))
+            hold_end = NEVER
+            for place in self._in_turn(now):
+                decision = follow(queue.view(place, most), self._limits, now, spare, expected)
+                if isinstance(decision, Run):
+                    rows, reason = (most, IDLE) if self._is_greedy else (decision.rows, decision.reason)
+                    return self._sized(place, rows, now, spare.free_at, reason)
+                if isinstance(decision, Wait):
+                    hold_end = min(hold_end, decision.until)
+                    if decision.until <= follow_at:
+                        break  # it is this one's turn then, and nobody goes before it
+        self._hold_until(hold_end)
+        return None
+
+    def _in_turn(self, now: float) -> Iterable[Place]:
+        if self._is_greedy:
+            first = self._queue.first(now)
+            return () if first is None else (first,)
+        turn = self._queue.turn(now)
+        return chain([turn] if turn else [], self._queue.places())
+
+    def _sized(
+        self, place: Place, most: int, now: float, start: float, reason: str
+    ) -> tuple[Place, int, int, str]:
+        """Settle the size of a batch that leaves now and runs from ``start`` on, of at most ``most`` rows."""
         shared = most
         if self._lowest:
             shared = min(most, self._forecast.shared_rows(now))
             if place.level >= self._lowest:
                 most = shared
-        rows = self._rows_in_time(place, most, now)
+        rows = self._rows_in_time(place, most, start)
         return place, rows, min(rows, shared), reason
 
-    def _rows_in_time(self, place: Place, most: int, now: float) -> int:
-        """Cut a batch that leaves now to the rows that are in time for their limits.
+    def _rows_in_time(self, place: Place, most: int, start: float) -> int:
+        """Cut a batch that runs from ``start`` on to the rows that are in time for their limits.
 
         Those who are passed over are refused if the streams are overloaded: running them late
         would make others late. Otherwise they ride along, late.
@@ -357,16 +350,16 @@ class Batcher:
         if place.head.limit == NEVER or not expected.is_known:
             return most
         queue = self._queue
-        if now + expected(min(most, queue.rows[place.level])) <= place.head.limit:
+        if start + expected(min(most, queue.rows[place.level])) <= place.head.limit:
             return most  # all of them are in time, the first as well
         line = queue.line(place, most)
-        best = cut([(each.limit, each.bound.rows) for each in line], now, most, expected)
+        best = cut([(each.limit, each.bound.rows) for each in line], start, most, expected)
         if not best.skipped:
             return best.rows
         if not self._forecast.is_overloaded and queue.rows[place.level] <= most:
             return most
         for request in line[: best.skipped]:
-            refused = self._gate.refuse_late(request, now + expected(best.rows))
+            refused = self._gate.refuse_late(request, start + expected(best.rows))
             self._counters.refused(refused.reason)
             self._end_waiting(request, refused.error)
         return best.rows
@@ -412,16 +405,22 @@ class Batcher:
     def _finished(self, outcome: BatchOutcome) -> None:
         batch, result, error = outcome.batch, outcome.result, outcome.error
         if result is not None:
+            if result.device is not None:
+                most = self._forecast.limit_rows(outcome.stream, result.device.row_limit)
+                if most != self._limits.max_rows:
+                    self._limits = replace(self._limits, max_rows=most)
             try:
                 batch.check(result.outputs)
             except ModelFailed as mismatch:
                 error = mismatch
         self._running -= len(batch.requests)
-        now = self._clock.now()
-        if self._executor.idle == 1:
+        now, waiting = self._clock.now(), self._queue.count
+        if self._forecast.followers and self._forecast.handed_on(batch, now):
+            waiting = 0  # those who wait don't hold the stream up: the next batch is there
+        elif self._executor.idle == 1:
             self._idle_since = now
-        self._forecast.finished(batch, outcome.stream, now, error is None, self._queue.count)
-        if error is not None and len(batch.requests) > 1:
+        self._forecast.finished(batch, outcome.stream, now, error is None, waiting)
+        if error is not None and len(batch.requests) > 1 and not isinstance(error, DeviceLost):
             self._again.extend(batch.halves())
             batch.requests = []
         # Refill before replying: the stream works while the replies are encoded. A stream that

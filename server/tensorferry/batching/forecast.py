@@ -59,15 +59,19 @@ class Forecast:
     """
 
     def __init__(self, max_rows: int, streams: int, seed: Mapping[int, float], objective_s: float) -> None:
-        self._max_rows = max_rows
+        self._max_rows = self._most_rows = max_rows
+        self._row_limits: dict[int, int] = {}  # by stream, of those whose device ran out of memory
         self._streams = max(1, streams)
         self._seed = seed
         self._times: dict[int, RunTimes] = {}
         self._slowest = RunTimes(max_rows, seed)
         #: Expected seconds of the largest batch; 0.0 while nothing is known.
         self.whole_s = self._slowest(max_rows)
-        #: Batches that run: when each started.
+        #: Batches that run: when each started. One that follows another has that one's end for its start,
+        #: once it has come: what is learned of it is the time for which the stream is taken by it alone.
         self.runs: dict[Batch, float] = {}
+        #: By the batch that runs before it, each that follows another. The batcher adds.
+        self.followers: dict[Batch, Batch] = {}
         # The last batch of a lone stream that others waited behind: it holds the stream until the
         # next one starts. (rows, started_at, finished_at)
         self._last: tuple[int, float, float] | None = None
@@ -95,7 +99,7 @@ class Forecast:
 
     def drained_s(self, waiting: int) -> float:
         """Return a bound on the seconds until all is done that runs or waits, and one batch more."""
-        return self.whole_s * (2.0 + waiting)
+        return self.whole_s * (2.0 + len(self.followers) + waiting)
 
     @property
     def is_overloaded(self) -> bool:
@@ -164,12 +168,38 @@ class Forecast:
         else:
             self._learn(stream, batch.rows, now - started_at)
 
+    def handed_on(self, batch: Batch, now: float) -> bool:
+        """Note that a batch has come back, before ``finished``; return whether another followed it."""
+        follower = self.followers.pop(batch, None)
+        if follower is None:
+            return False
+        follower.behind = None
+        self.runs[follower] = now
+        return True
+
     def rested(self) -> None:
         """Note that nothing was started though a stream is idle."""
         if self._last is not None:
             rows, started_at, finished_at = self._last
             self._last = None
             self._learn(0, rows, finished_at - started_at)
+
+    def limit_rows(self, stream: int, row_limit: int) -> int:
+        """Note how many rows a stream's device has memory for; return the most that a batch may have.
+
+        A ``row_limit`` of 0 means that it has memory for all.
+        """
+        limits = self._row_limits
+        if limits.get(stream, 0) != row_limit:
+            limits[stream] = row_limit
+            self._max_rows = min([self._most_rows, *filter(None, limits.values())])
+            self._shared = None
+            self.whole_s = self._slowest(self._max_rows)
+        return self._max_rows
+
+    def free_at(self, now: float) -> float:
+        """Return when the first of the streams that run is expected to be through with all that it has."""
+        return min(self._ends(now), default=now)
 
     def _learn(self, stream: int, rows: int, seconds: float) -> None:
         times = self._times.get(stream)
@@ -236,15 +266,21 @@ class Forecast:
         return free[stream] + (rounds + 1) * run_s
 
     def _ends(self, now: float) -> list[float]:
-        """Return when the batches that run are expected to end; an overdue one at any moment."""
+        """Return when each stream's last batch is expected to end; an overdue one at any moment."""
         expected = self._slowest
-        return [max(now, started_at + expected(batch.rows)) for batch, started_at in self.runs.items()]
+        if not self.followers:
+            return [max(now, started_at + expected(batch.rows)) for batch, started_at in self.runs.items()]
+        ends: dict[Batch | None, float] = {}
+        for batch, started_at in self.runs.items():  # each comes after the one that it follows
+            start = ends.pop(batch.behind, started_at)
+            ends[batch] = max(now, start + expected(batch.rows))
+        return list(ends.values())
 
     def _whole_batch(self, times: RunTimes) -> float:
         return times(self._max_rows)
 
     def _another(self) -> RunTimes:
-        return RunTimes(self._max_rows, self._seed)
+        return RunTimes(self._most_rows, self._seed)
 
     def __repr__(self) -> str:
         return f"<Forecast {self._slowest!r}, {self._rate:.0f} rows/s, margin {self.margin_s * 1e3:.2f} ms>"

@@ -14,6 +14,9 @@ or its size:
   that leaves on time to the largest that fits.
 * Limits (deadlines, the model's latency objective): a batch is cut to the rows that are expected
   to run in time for its most urgent request; ``cut`` says when that request isn't worth it.
+
+A stream on a GPU also takes batches behind the one that it runs; ``follow`` says when one leaves
+for such a place.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from tensorferry.batching.record import DEADLINE, FULL, HOLD, IDLE, PREFERRED
+from tensorferry.model import ModelSpec
 
 __all__ = [
     "Cut",
@@ -32,9 +36,12 @@ __all__ = [
     "QueueView",
     "Rest",
     "Run",
+    "Spare",
     "Wait",
     "cut",
     "decide",
+    "follow",
+    "limits_of",
 ]
 
 
@@ -67,6 +74,16 @@ class Limits:
         return not self.max_queue_delay_s and not self.preferred_rows
 
 
+def limits_of(spec: ModelSpec) -> Limits:
+    """Turn a model's batching settings into the policy's limits."""
+    batching = spec.batching
+    return Limits(
+        max_rows=max(1, spec.max_batch_size) if batching.enabled else 1,
+        max_queue_delay_s=(batching.max_queue_delay_us or 0) / 1e6,
+        preferred_rows=batching.preferred_batch_sizes,
+    )
+
+
 @dataclass(slots=True)
 class QueueView:
     """What waits and could share the next batch: requests of one key, in the order of departure.
@@ -74,7 +91,8 @@ class QueueView:
     ``rows`` and ``count`` are of the requests that would fit a batch of ``max_rows``, taken
     greedily in order; the first always counts, even where it alone is more. ``is_full`` says that
     the next one wouldn't fit any more, or that ``max_rows`` is reached. Times are instants in
-    seconds; ``earliest_limit`` is when the first of these requests must have its answer.
+    seconds; ``earliest_limit`` is when the first of these requests must have its answer. ``level`` is
+    their priority, 0 the highest.
     """
 
     count: int
@@ -82,6 +100,19 @@ class QueueView:
     is_full: bool
     oldest_enqueued_at: float
     earliest_limit: float
+    level: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Spare:
+    """A place behind a batch that runs, where there is one. Both are instants in seconds.
+
+    A batch that leaves at ``follow_at`` is expected to be on the device when the one before it ends;
+    infinite where run times aren't known. ``free_at`` is when that is: it runs from then on.
+    """
+
+    follow_at: float
+    free_at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +172,31 @@ def decide(
     if now >= leave_at:
         return Run(_preferred_cut(queue.rows, limits), reason)
     return Wait(leave_at)
+
+
+def follow(
+    queue: QueueView, limits: Limits, now: float, spare: Spare, expected_s: Callable[[int], float]
+) -> Decision:
+    """Say what to do with the head of the queue when no stream is idle, but one has a place to spare.
+
+    In such a place a batch's inputs are copied while the batch before it runs, so that the stream goes
+    from one to the next without a pause. But whoever comes later can't join it any more. Batches that
+    leave too early are small, and what the stream gains by the overlap it loses by running more of
+    them. So an unfull batch stays until ``spare.follow_at``: then there is nothing left to gain by
+    waiting. A full one can't grow, and leaves at once, unless
+
+    * it is below the highest priority: somebody may come who goes before it;
+    * it would be late, and is to be cut: who is in it is settled when it has to be.
+
+    What would hold the batch if a stream were idle (``decide``) holds it here as well.
+    """
+    decision = decide(queue, 1, limits, max(now, spare.follow_at), expected_s)
+    if now >= spare.follow_at or not isinstance(decision, Run):
+        return decision
+    is_settled = queue.is_full and not queue.level
+    if is_settled and spare.free_at + expected_s(queue.rows) <= queue.earliest_limit:
+        return decision
+    return Wait(spare.follow_at)
 
 
 @dataclass(frozen=True, slots=True)

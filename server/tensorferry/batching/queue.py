@@ -124,14 +124,14 @@ class WaitingQueue:
         for request in self._joining(place):
             total = rows + request.bound.rows
             if count and total > max_rows:
-                return QueueView(count, rows, True, oldest, limit)
+                return QueueView(count, rows, True, oldest, limit, place.level)
             rows = total
             count += 1
             oldest = min(oldest, request.enqueued_at)
             limit = min(limit, request.limit)
             if rows >= max_rows:
                 break
-        return QueueView(count, rows, rows >= max_rows, oldest, limit)
+        return QueueView(count, rows, rows >= max_rows, oldest, limit, place.level)
 
     def take(self, place: Place, max_rows: int, shared_rows: int | None = None) -> list[Pending]:
         """Remove and return a lane's next batch: up to ``max_rows`` rows, at least one request.

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from rich.text import Text
 
+from tensorferry.commands.top_gpus import device_line
 from tensorferry.commands.top_text import amount, bar, by_time, clean, rate, row_ranges, sparkline, spoken
 from tensorferry.commands.top_words import title
 
@@ -39,7 +40,7 @@ def detail(
     """Return at most ``height`` lines about ``model``, one of the last frame's."""
     past = [(frame["at"], frame.get("interval_s") or 1.0, _same(frame, model)) for frame in frames]
     rows = _TALL if height is not None and height >= _TALL_FROM else 1
-    lines = [_title(model), *_history(past, model, width, rows, has_blocks)]
+    lines = [_title(model), *device_line(model, width), *_history(past, model, width, rows, has_blocks)]
     if rows > 1:
         lines.append(Text())
     if height is not None and height - len(lines) < 2:

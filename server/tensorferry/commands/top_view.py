@@ -15,6 +15,7 @@ from rich.text import Text
 
 from tensorferry.commands.top_detail import detail
 from tensorferry.commands.top_feed import Watch
+from tensorferry.commands.top_gpus import beside, gpu_lines
 from tensorferry.commands.top_table import table
 from tensorferry.commands.top_text import amount, clean, rate, size, spoken
 from tensorferry.commands.top_words import BAD, problems
@@ -41,6 +42,7 @@ def picture(watch: Watch, wanted: str, width: int, height: int | None, has_block
         return Group(*_fit(_waiting(watch), width, height))
     frame = watch.frames[-1]
     lines = _server(frame, watch, width)
+    lines += gpu_lines(frame, width, height)
     lines += _problems(watch, frame, width, height)
     models = sorted(
         frame["models"],
@@ -100,18 +102,7 @@ def _server(frame: Mapping[str, Any], watch: Watch, width: int) -> list[Text]:
         Text(f"in flight {size(server.get('in_flight_bytes'))}"),
         Text(f"unsent {size(server.get('unsent_bytes'))}"),
     ]
-    return [_beside(head, width), _beside(below, width)]
-
-
-def _beside(parts: Sequence[Text], width: int) -> Text:
-    """Join what fits of the parts, the first ones first."""
-    line = Text()
-    for part in parts:
-        gap = 2 if line else 0
-        if part and line.cell_len + gap + part.cell_len <= width:
-            line.append(" " * gap)
-            line.append_text(part)
-    return line
+    return [beside(head, width), beside(below, width)]
 
 
 def _problems(watch: Watch, frame: Mapping[str, Any], width: int, height: int | None) -> list[Text]:

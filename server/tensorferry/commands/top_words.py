@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from tensorferry.commands.top_text import clean, rate, spoken
 
-__all__ = ["BAD", "FAILURES_APART", "WARN", "failed_per_s", "problems", "refused_per_s", "title"]
+__all__ = ["BAD", "FAILURES_APART", "POWER_CAP", "WARN", "failed_per_s", "problems", "refused_per_s", "title"]
 
 BAD: Final = "bad"
 WARN: Final = "warn"
@@ -20,6 +20,9 @@ _BUSY: Final = 0.95
 
 #: A loop that comes this late to its timers delays every answer.
 _LATE_LOOP_MS: Final = 25.0
+
+#: Lowers a GPU's clocks whenever it gives all that its limit lets it: no fault.
+POWER_CAP: Final = "power_cap"
 
 #: Which problems come first; the sort keeps the order of the models otherwise.
 _ORDER: Final = (BAD, WARN)
@@ -44,7 +47,11 @@ def refused_per_s(model: Mapping[str, Any]) -> float:
 
 def problems(frame: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return (BAD or WARN, what is wrong) of all that a person on call wants to know first."""
-    found = [*_of_server(frame["server"]), *(each for model in frame["models"] for each in _of_model(model))]
+    found = [
+        *_of_server(frame["server"]),
+        *_of_gpus(frame),
+        *(each for model in frame["models"] for each in _of_model(model)),
+    ]
     return sorted(found, key=lambda each: _ORDER.index(each[0]))
 
 
@@ -57,6 +64,16 @@ def _of_server(server: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     lag_ms = server.get("loop_lag_p99_ms")
     if lag_ms is not None and lag_ms > _LATE_LOOP_MS:
         yield WARN, f"the event loop is {spoken(lag_ms)} late (p99): the server's processors are short"
+
+
+def _of_gpus(frame: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for gpu in frame.get("gpus") or ():
+        reasons = [clean(reason) for reason in gpu.get("throttled") or () if reason != POWER_CAP]
+        if reasons:
+            yield (
+                WARN,
+                f"{clean(gpu.get('device') or 'a GPU')} runs slower than it could: {', '.join(reasons)}",
+            )
 
 
 def _of_model(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -75,6 +92,12 @@ def _of_model(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield (
             WARN,
             f"{name}: p99 of {spoken(p99_ms)} is over its objective of {spoken(objective_ms)}",
+        )
+    row_limit = (model.get("device") or {}).get("row_limit")
+    if row_limit:
+        yield (
+            WARN,
+            f"{name}: its GPU ran out of memory: batches of more than {row_limit:.0f} rows run in parts",
         )
     busy, waiting = model.get("busy"), model.get("waiting")
     if busy is not None and busy >= _BUSY and waiting:

@@ -25,8 +25,8 @@ _log = structlog.get_logger("tensorferry.control")
 class Adjustable(Protocol):
     """A group of settings in a process. ``scope`` is a model's name, or "" for the whole server.
 
-    Settings and values are what JSON can hold. What ``apply`` does depends on the settings alone, and
-    doing it twice is the same as doing it once.
+    Settings and values are what JSON can hold; None takes a setting away. What ``apply`` does depends on
+    the settings alone, and doing it twice is the same as doing it once.
     """
 
     def describe(self, scope: str) -> dict[str, Any]:
@@ -154,14 +154,18 @@ class FleetAdjusting:
             _log.error("process doesn't follow", process=number, call="adjust", reason=reason)
 
     def _note(self, group: str, scope: str, change: Mapping[str, Any]) -> None:
-        """Remember a change; what it overrides is forgotten, so the memory holds each setting once."""
+        """Remember a change; what it overrides is forgotten, so the memory holds each setting once.
+
+        What was taken away is forgotten altogether: a process that starts later doesn't have it.
+        """
         kept = []
         for own_group, own_scope, own in self._changes:
             if (own_group, own_scope) == (group, scope):
                 own = {name: value for name, value in own.items() if name not in change}
             if own:
                 kept.append((own_group, own_scope, own))
-        self._changes = [*kept, (group, scope, dict(change))]
+        given = {name: value for name, value in change.items() if value is not None}
+        self._changes = [*kept, (group, scope, given)] if given else kept
 
 
 async def _told(channel: Channel, group: str, scope: str, change: Mapping[str, Any]) -> dict[str, Any] | None:

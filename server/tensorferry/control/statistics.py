@@ -7,14 +7,22 @@ other files, or was unloaded: counts start with a version's life, as Triton's do
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from typing import NamedTuple
 
 from tensorferry.engine import Engine, LiveModel
+from tensorferry.execution.launching import DeviceStatus
 from tensorferry.wire import open_inference_pb2 as pb
 
-__all__ = ["FleetStatistics", "VersionStatistics", "merged", "model_statistics", "statistics_of"]
+__all__ = [
+    "FleetStatistics",
+    "VersionStatistics",
+    "memory_usage",
+    "merged",
+    "model_statistics",
+    "statistics_of",
+]
 
 _DURATIONS = (
     "success",
@@ -27,6 +35,8 @@ _DURATIONS = (
     "cache_miss",
 )
 _BATCH_DURATIONS = ("compute_input", "compute_infer", "compute_output")
+#: Triton's name of pinned memory on the host, of which there is one.
+_PINNED = ("CPU_PINNED", 0)
 
 
 class VersionStatistics(NamedTuple):
@@ -97,7 +107,26 @@ def model_statistics(live: LiveModel) -> pb.ModelStatistics:
             )
             for rows, size in counts.batch_sizes.items()
         ],
+        memory_usage=memory_usage(live.execution().devices),
     )
+
+
+def memory_usage(devices: Iterable[DeviceStatus]) -> list[pb.MemoryUsage]:
+    """Return what copies of a model hold: on each GPU, by its number, and pinned on the host.
+
+    Empty where there are none on a GPU.
+    """
+    held: dict[tuple[str, int], int] = {}
+    for each in devices:
+        number = each.device.rpartition(":")[2]
+        on_gpu = ("GPU", int(number) if number.isdecimal() else 0)
+        held[on_gpu] = held.get(on_gpu, 0) + each.memory.total
+        held[_PINNED] = held.get(_PINNED, 0) + each.memory.pinned
+    return _usages(held)
+
+
+def _usages(held: Mapping[tuple[str, int], int]) -> list[pb.MemoryUsage]:
+    return [pb.MemoryUsage(type=kind, id=number, byte_size=size) for (kind, number), size in held.items()]
 
 
 def merged(parts: Sequence[pb.ModelStatistics]) -> pb.ModelStatistics:
@@ -105,6 +134,7 @@ def merged(parts: Sequence[pb.ModelStatistics]) -> pb.ModelStatistics:
     total = pb.ModelStatistics()
     total.CopyFrom(parts[0])
     sizes = {each.batch_size: each for each in total.batch_stats}
+    held = {(each.type, each.id): each.byte_size for each in total.memory_usage}
     for part in parts[1:]:
         total.last_inference = max(total.last_inference, part.last_inference)
         total.inference_count += part.inference_count
@@ -117,6 +147,10 @@ def merged(parts: Sequence[pb.ModelStatistics]) -> pb.ModelStatistics:
                 size = sizes[each.batch_size] = pb.InferBatchStatistics(batch_size=each.batch_size)
             for field in _BATCH_DURATIONS:
                 _add(getattr(size, field), getattr(each, field))
+        for use in part.memory_usage:
+            held[use.type, use.id] = held.get((use.type, use.id), 0) + use.byte_size
+    del total.memory_usage[:]
+    total.memory_usage.extend(_usages(held))
     del total.batch_stats[:]
     total.batch_stats.extend(size for _, size in sorted(sizes.items()))
     return total
@@ -159,10 +193,11 @@ class FleetStatistics:
         return _one_each(parts)
 
     def leave(self, process: int) -> None:
-        """Keep what a process told last, which has died."""
+        """Keep what a process told last, which has died: what it counted, not what it held."""
         for key, message in self._told.pop(process, {}).items():
             known = self._kept.get(key)
-            self._kept[key] = message if known is None else merged([known, message])
+            kept = self._kept[key] = merged([message] if known is None else [known, message])
+            del kept.memory_usage[:]
 
     def forget(self, name: str) -> None:
         """Drop what is known of a model: its life is over."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Final
@@ -43,7 +43,7 @@ class Catalog:
 
     def __init__(self, means: Means, clock: Clock) -> None:
         self._loop = asyncio.get_running_loop()
-        self._means = replace(means, resolve=self._resolve_member)
+        self._means = replace(means, resolve=self._resolve_member, on_lost=self._lost)
         self._entries: dict[str, RepositoryModel] = {}
         self._versions: dict[str, dict[int, LiveModel]] = {}
         # What readiness asks for: there at the start and not withdrawn since. A model that is pushed
@@ -63,6 +63,8 @@ class Catalog:
         #: (model, version) -> loads that succeeded, and that failed.
         self.loads: Counter[tuple[str, int]] = Counter()
         self.load_failures: Counter[tuple[str, int]] = Counter()
+        #: Called when readiness has changed by itself: a version has lost its GPU.
+        self.on_lost: Callable[[], None] | None = None
 
     # -- changes ---------------------------------------------------------------------------------
 
@@ -245,7 +247,7 @@ class Catalog:
 
     @property
     def is_ready(self) -> bool:
-        """Whether every model that was there at the start is ready, and the server isn't draining."""
+        """Whether all models that were there at the start are ready, no GPU is lost, and no drain began."""
         return not self._draining and not self.unready()
 
     def served(self) -> dict[str, bool]:
@@ -260,6 +262,8 @@ class Catalog:
     def unready(self) -> dict[str, str]:
         """Say for every model or version that was there at the start and isn't ready why.
 
+        Also for one that came later and has lost its GPU: only a new process has that again.
+
         The keys are ``name`` or ``name/version``.
         """
         reasons: dict[str, str] = {}
@@ -270,6 +274,9 @@ class Catalog:
             for live in self._versions[name].values():
                 if live.state is not ModelState.READY and not live.is_newcomer:
                     reasons[f"{name}/{live.asked.version}"] = live.reason or live.state.value
+        for live in self._all():
+            if live.is_lost:
+                reasons[f"{live.asked.name}/{live.asked.version}"] = live.reason or live.state.value
         return reasons
 
     def _all(self) -> list[LiveModel]:
@@ -318,11 +325,16 @@ class Catalog:
         return after
 
     def _retire(self, live: LiveModel) -> None:
-        if live.state is not ModelState.READY or live in self._retiring:
+        if (live.state is not ModelState.READY and not live.is_lost) or live in self._retiring:
             return
         task = self._loop.create_task(live.unload(DRAIN_S))
         self._retiring[live] = task
         task.add_done_callback(lambda _: self._retiring.pop(live, None))
+
+    def _lost(self) -> None:
+        self._update_routes()
+        if self.on_lost is not None:
+            self.on_lost()
 
     def _update_routes(self) -> None:
         if self._draining:

@@ -29,7 +29,8 @@ class Engine(Catalog):
     bound of its own; ``max_inflight_bytes`` the tensor bytes of all requests together. The models
     share ``cores``; 0 means all that this process may run on. ``response_cache_bytes`` bounds the answers
     that are kept for the models that want it; 0 keeps none. A load must leave
-    ``memory_reserve_bytes`` free. Without ``has_histograms`` durations are summed up only.
+    ``memory_reserve_bytes`` free. Without ``has_histograms`` durations are summed up only. The server has
+    ``processes`` of which this is one: with several, models on GPUs are refused.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Engine(Catalog):
         response_cache_bytes: int = DEFAULT_RESPONSE_CACHE_BYTES,
         memory_reserve_bytes: int = 0,
         has_histograms: bool = True,
+        processes: int = 1,
     ) -> None:
         self._clock = LoopClock()
         self._admission = Admission(max_inflight_bytes)
@@ -52,6 +54,7 @@ class Engine(Catalog):
             self._cache,
             memory_reserve_bytes,
             has_histograms,
+            processes=processes,
         )
         super().__init__(means, self._clock)
 

@@ -3,15 +3,17 @@
 States only move forward, and each is set before anybody is told of it::
 
     LOADING -> READY -> UNLOADING -> UNAVAILABLE
-       └──────────────────────────────^   (failed to load; ``reason`` says why)
+       └──────────┴───────────────────^   (failed to load, or lost its GPU; ``reason`` says why)
+
+A version that has lost its GPU still has its streams, until it is unloaded.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 
 import structlog
@@ -23,8 +25,11 @@ from tensorferry.batching.statistics import BatcherStatistics, Counters
 from tensorferry.clock import Clock
 from tensorferry.engine.cached_intake import CachedIntake
 from tensorferry.engine.ensemble_members import Resolve
+from tensorferry.engine.on_devices import check_one_process, described
 from tensorferry.engine.response_cache import CacheStatistics, ResponseCache
 from tensorferry.errors import ConfigurationError, ModelLoadError, ModelNotReady
+from tensorferry.execution.device_counts import DeviceCounts
+from tensorferry.execution.launching import DeviceStatus
 from tensorferry.execution.pool import Pool, open_pool
 from tensorferry.model import ModelSpec
 from tensorferry.repository import manifest
@@ -45,7 +50,10 @@ class ModelState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """What all versions of a server share; see ``Engine``. ``resolve`` finds the models of ensembles."""
+    """What all versions of a server share; see ``Engine``. ``resolve`` finds the models of ensembles.
+
+    ``on_lost`` is called when a version has lost its GPU, after its state has changed.
+    """
 
     clock: Clock
     admission: Admission
@@ -55,16 +63,24 @@ class Means:
     memory_reserve_bytes: int = 0
     has_histograms: bool = True
     resolve: Resolve | None = None
+    processes: int = 1
+    on_lost: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ExecutionState:
-    """A version's worker streams at one moment, and how often it has moved on or off the loop thread."""
+    """A version's worker streams at one moment, and how often it has moved on or off the loop thread.
+
+    ``devices`` tells what each stream on a GPU has there, ``device_counts`` what the version's batches did on
+    each GPU, by its name (``cuda:0``); both are empty on the CPU.
+    """
 
     streams: int = 0
     busy: int = 0
     is_inline: bool = False
     moves: int = 0
+    devices: tuple[DeviceStatus, ...] = ()
+    device_counts: Mapping[str, DeviceCounts] = field(default_factory=dict)
 
 
 class LiveModel:
@@ -101,6 +117,7 @@ class LiveModel:
     async def load(self, means: Means) -> None:
         """Load, warm up and check off the loop. Never raises: a failure is a state with a reason."""
         try:
+            check_one_process(self.asked, means.processes)
             await asyncio.to_thread(manifest.verify, self.asked.path.parent)
             pool = await open_pool(self.asked, means.cores, memory_reserve_bytes=means.memory_reserve_bytes)
             await _check_objective(pool)
@@ -127,6 +144,7 @@ class LiveModel:
             )
         self.state = ModelState.READY
         self.intake = self._intake = intake
+        pool.when_lost(lambda reason: self._lost(reason, means.on_lost))
         self._log_ready(pool)
 
     def fail(self, reason: str) -> None:
@@ -134,6 +152,11 @@ class LiveModel:
         self.reason = reason
         self.state = ModelState.UNAVAILABLE
         _log.error("model not loaded", model=self.spec.name, version=self.spec.version, reason=reason)
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the version was ready, and has lost its GPU."""
+        return self._pool is not None and self._pool.is_lost
 
     def put_before(self, outer: Callable[[Intake], Intake] | None) -> None:
         """Let requests go in through ``outer`` from now on; None: directly. Those that are in stay in."""
@@ -200,11 +223,28 @@ class LiveModel:
         pool = self._pool
         if pool is None:
             return ExecutionState()
-        return ExecutionState(pool.count, pool.count - pool.idle, pool.is_inline, pool.moves)
+        busy = pool.count - pool.idle
+        return ExecutionState(pool.count, busy, pool.is_inline, pool.moves, pool.devices, pool.device_counts)
 
     def cache_statistics(self) -> CacheStatistics:
         """Return a snapshot of what the response cache did for the version; zero without one."""
         return CacheStatistics() if self._cached is None else self._cached.cache_statistics()
+
+    def _lost(self, reason: str, told: Callable[[], None] | None) -> None:
+        """Take no more requests: what comes fails, and another server may answer it."""
+        _log.error(
+            "model lost its GPU; the server isn't ready any more and has to be started anew",
+            model=self.spec.name,
+            version=self.spec.version,
+            reason=reason,
+        )
+        if self.state is not ModelState.READY:
+            return  # it is on its way out already
+        self.reason = reason
+        self.state = ModelState.UNAVAILABLE
+        self.intake = None
+        if told is not None:
+            told()
 
     def _not_ready(self) -> str:
         what = f"model {self.spec.name!r} version {self.spec.version} is {self.state.value}"
@@ -219,6 +259,7 @@ class LiveModel:
             streams=len(self.spec.devices),
             execution="inline" if pool.is_inline else "thread",
             run_ms_by_rows=times,
+            **({"devices": [described(each) for each in pool.devices]} if pool.devices else {}),
         )
         if pool.report.skipped:
             _log.warning(

@@ -13,6 +13,7 @@ __all__ = ["DeviceCounts"]
 class DeviceCounts:
     """Sums since the model was loaded; times in nanoseconds, as in ``DeviceRun``.
 
+    ``out_of_memory`` counts batches that had to be run in pieces, or couldn't be run at all.
     ``row_limit`` is the least of the streams' latest limits; 0 while there is none.
     """
 
@@ -28,7 +29,7 @@ class DeviceCounts:
     row_limit: int = 0
 
     def ran(self, run: DeviceRun) -> None:
-        """Add one batch."""
+        """Add one batch; its stream's limit is the device's until ``row_limit`` is set anew."""
         self.batches += 1
         self.graph_batches += run.is_graph
         self.copy_in_ns += run.copy_in_ns

@@ -2,7 +2,8 @@
 
 It asks the model as a caller would: the rows are checked, padded and cut back in the same way, in
 requests of at most ``max_batch_size`` rows. Each number may differ from the expected by
-``atol + rtol * |expected|``, as in numpy's ``isclose``; integers and booleans not at all.
+``atol + rtol * |expected|``, as in numpy's ``isclose``; integers and booleans not at all. What is run is
+the model as it will serve: where it is tuned (autocast, say), the tuned one.
 
 Runs on the thread of the model's stream, so that every copy on every device is checked.
 """
@@ -23,7 +24,7 @@ from tensorferry.execution.golden_file import Array, Golden, read_golden
 from tensorferry.model import Bound, Model, ModelSpec
 from tensorferry.tensors import Tensor, array_of, rows_of
 
-__all__ = ["TOLERANCES", "GoldenCheck", "check_golden"]
+__all__ = ["TOLERANCES", "GoldenCheck", "check_golden", "tolerance"]
 
 #: Datatype -> (rtol, atol) where the golden file states none; a datatype that isn't here is exact.
 #: Other kernels and other batch sizes add in another order: by some units in the last place.
@@ -33,6 +34,14 @@ TOLERANCES: Final = {
     "FP16": (1e-2, 1e-3),
     "BF16": (3e-2, 1e-2),
 }
+
+
+def tolerance(datatype: str, autocast: str = "") -> tuple[float, float]:
+    """Return (rtol, atol) for a floating output of a model that computes in ``autocast`` ("": in its own).
+
+    An FP32 output that was computed in BF16 is as exact as BF16 is.
+    """
+    return max(TOLERANCES[datatype], TOLERANCES[autocast or datatype])
 
 
 def check_golden(model: Model) -> None:
@@ -64,6 +73,7 @@ class GoldenCheck:
         self.where = f"model {spec.name!r} version {spec.version}: {path}"
         self._golden = read_golden(path, spec)
         self._has_rows = spec.has_batch_dimension
+        self._autocast = spec.tuning.autocast
         self.requests = list(_requests(self._golden, spec, self.where))
         self._differences = {name: _Difference() for name in self._golden.outputs}
         self._first_row = 0
@@ -87,7 +97,7 @@ class GoldenCheck:
             expected, at = self._golden.outputs[output.name], None
             if self._has_rows:
                 expected, at = expected[self._first_row : self._first_row + bound.rows], self._first_row
-            self._differences[output.name].add(_compare(self._golden, output, expected, self.where, at))
+            self._differences[output.name].add(self._compared(output, expected, at))
         self._first_row += bound.rows
 
     def finish(self) -> None:
@@ -97,6 +107,32 @@ class GoldenCheck:
             ModelLoadError: a value differs by more than it may, or there was none to compare.
         """
         _refuse(self._differences, self.where)
+
+    def _compared(self, output: Tensor, expected: Array, first_row: int | None) -> _Difference:
+        """Compare one output of one request.
+
+        ``first_row`` is the request's first row in the file; None where the first dimension isn't rows.
+        """
+        got = _checked(output, expected, self.where)
+        if got.dtype.kind != "f":
+            wrong = np.asarray(got != expected)
+            allowed = f"{output.datatype} must be equal"
+        else:
+            rtol, atol = tolerance(output.datatype, self._autocast)
+            rtol = rtol if self._golden.rtol is None else self._golden.rtol
+            atol = atol if self._golden.atol is None else self._golden.atol
+            got, expected = got.astype(np.float64), expected.astype(np.float64)
+            wrong = ~np.isclose(got, expected, rtol=rtol, atol=atol, equal_nan=True)
+            allowed = f"the tolerance is {atol:g} + {rtol:g} * |expected|"
+        different = int(np.count_nonzero(wrong))
+        if not different:
+            return _Difference(values=got.size)
+        index = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
+        first = (
+            f"{_place(index, first_row)}: expected {_shown(expected[index])}, got {_shown(got[index])}"
+            f" ({allowed})"
+        )
+        return _Difference(first, different, got.size, _largest(got[wrong], expected[wrong]))
 
 
 @dataclass(slots=True)
@@ -170,13 +206,8 @@ def _answer(model: Model, bound: Bound, where: str) -> Sequence[Tensor]:
     return request.outputs
 
 
-def _compare(
-    golden: Golden, output: Tensor, expected: Array, where: str, first_row: int | None
-) -> _Difference:
-    """Compare one output of one request.
-
-    ``first_row`` is the request's first row in the file; None where the first dimension isn't rows.
-    """
+def _checked(output: Tensor, expected: Array, where: str) -> Array:
+    """Return an output's values, which can be compared with what the file expects."""
     if output.datatype == "BYTES":
         raise ModelLoadError(f"{where}: output {output.name!r} is BYTES, which can't be compared; remove it")
     if output.shape != expected.shape:
@@ -185,30 +216,12 @@ def _compare(
             f" {list(expected.shape)}; serve the model that the file was made of, or make the file anew"
         )
     got = array_of(output)
-    if got.dtype.kind != "f":
-        if expected.dtype.kind == "f":
-            raise ModelLoadError(
-                f"{where}: output {output.name!r} is {output.datatype}, and the file has {expected.dtype};"
-                " write it as whole numbers, or as true and false"
-            )
-        wrong = np.asarray(got != expected)
-        allowed = f"{output.datatype} must be equal"
-    else:
-        rtol, atol = TOLERANCES[output.datatype]
-        rtol = rtol if golden.rtol is None else golden.rtol
-        atol = atol if golden.atol is None else golden.atol
-        got, expected = got.astype(np.float64), expected.astype(np.float64)
-        wrong = ~np.isclose(got, expected, rtol=rtol, atol=atol, equal_nan=True)
-        allowed = f"the tolerance is {atol:g} + {rtol:g} * |expected|"
-    different = int(np.count_nonzero(wrong))
-    if not different:
-        return _Difference(values=got.size)
-    index = np.unravel_index(int(np.argmax(wrong)), wrong.shape)
-    first = (
-        f"{_place(index, first_row)}: expected {_shown(expected[index])}, got {_shown(got[index])}"
-        f" ({allowed})"
-    )
-    return _Difference(first, different, got.size, _largest(got[wrong], expected[wrong]))
+    if got.dtype.kind != "f" and expected.dtype.kind == "f":
+        raise ModelLoadError(
+            f"{where}: output {output.name!r} is {output.datatype}, and the file has {expected.dtype};"
+            " write it as whole numbers, or as true and false"
+        )
+    return got
 
 
 def _largest(got: Array, expected: Array) -> float:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Final
@@ -22,54 +21,21 @@ import structlog
 
 from tensorferry.errors import ModelLoadError
 from tensorferry.execution.host_memory import available_host_bytes
+from tensorferry.execution.memory_needs import HOST, mib, needed_bytes, remedy, what_for
 from tensorferry.model import ModelSpec
 
 __all__ = [
-    "HOST",
     "LOADS",
     "Loads",
     "available_bytes",
     "available_device_bytes",
     "check_memory",
-    "needed_bytes",
 ]
 
 _log = structlog.get_logger("tensorferry.execution")
 
-#: Where a CPU copy's memory is; other places are named as devices are (``cuda:0``).
-HOST: Final = "cpu"
-
-#: Peak memory of loading and warming up one copy on the CPU, per byte of the model's files. Measured
-#: on models of 180 to 430 MB (torch 2.13, onnxruntime 1.31; docs/loading.md): TorchScript 1.04 for
-#: linear layers, 1.05 for an embedding, 1.32 for convolutions, whose weights are repacked for the
-#: run; ONNX 1.19 and 2.54 for the same reasons; an exported program 1.02. One copy on a GPU takes its
-#: files' size there, and passes through the host's memory once.
-_FACTORS: Final = {"onnxruntime_onnx": 2.6}
-_FACTOR: Final = 1.35
-
-#: Platforms whose model is the one file; of the others, everything in the version's directory counts.
-_ONE_FILE: Final = ("pytorch_libtorch", "torch_aoti")
-
 #: device -> free bytes there, or None where that isn't known.
 DeviceMeter = Callable[[str], int | None]
-
-
-def needed_bytes(spec: ModelSpec) -> dict[str, int]:
-    """Estimate what loading and warming up ``spec`` takes at its peak, in bytes, by place.
-
-    Each place is ``HOST`` or a device; the copies there are loaded at the same time. Empty for an
-    ensemble, which has no file, and where the file can't be read: loading says that better.
-    """
-    size = _file_bytes(spec)
-    if not size:
-        return {}
-    per_copy = int(size * _FACTORS.get(spec.platform, _FACTOR))
-    needed: Counter[str] = Counter()
-    for device in spec.devices:
-        needed[device] += per_copy
-        if device != HOST:
-            needed[HOST] += size
-    return dict(needed)
 
 
 def available_device_bytes(device: str) -> int | None:
@@ -105,15 +71,12 @@ def check_memory(
         taken = (promised or {}).get(place, 0)
         if free is None or needed + reserve_bytes + taken <= free:
             continue
-        copies = spec.devices.count(place)
-        what = f"{copies} {'copy' if copies == 1 else 'copies'}" if copies else "its way to the GPU"
         where = "memory" if place == HOST else f"memory of {place}"
-        others = f", {_mib(taken)} are promised to models that are loading" if taken else ""
+        others = f", {mib(taken)} are promised to models that are loading" if taken else ""
         raise ModelLoadError(
-            f"model {spec.name!r} version {spec.version} would not fit: it needs about {_mib(needed)} of"
-            f" {where} for {what} of {spec.path}; {_mib(free)} are available{others}, and"
-            f" {_mib(reserve_bytes)} are to stay free (memory_reserve_bytes). Unload another model, lower the"
-            " count of its instance_group, or give the server more memory"
+            f"model {spec.name!r} version {spec.version} would not fit: it needs about {mib(needed)} of"
+            f" {where} for {what_for(spec, place)}; {mib(free)} are available{others}, and"
+            f" {mib(reserve_bytes)} are to stay free (memory_reserve_bytes). {remedy(spec, place)}"
         )
 
 
@@ -192,25 +155,3 @@ class Loads:
 
 #: This process's loads: its memory is one, however many engines it has.
 LOADS: Final = Loads()
-
-
-def _file_bytes(spec: ModelSpec) -> int:
-    """Return the size of a version's files as they will be read: holes in a file count."""
-    if spec.platform == "ensemble":
-        return 0
-    try:
-        if spec.platform in _ONE_FILE:
-            return os.stat(spec.path).st_size
-        golden = spec.golden.name if spec.golden is not None else ""
-        return sum(
-            os.stat(os.path.join(root, name)).st_size
-            for root, _, names in os.walk(spec.path.parent)
-            for name in names
-            if name not in (golden, "manifest.json") and not name.startswith(".")
-        )
-    except OSError:
-        return 0
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:.0f} MiB"

@@ -10,18 +10,24 @@ from __future__ import annotations
 import asyncio
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Final
 
 from tensorferry.batching.batch import Batch
 from tensorferry.batching.batcher import BatchOutcome
 from tensorferry.errors import ModelLoadError
 from tensorferry.execution.backends import opener
+from tensorferry.execution.device_counts import DeviceCounts
 from tensorferry.execution.drift import INLINE_BELOW_S, MAX_INLINE_S, DriftWatch
+from tensorferry.execution.launching import DeviceStatus, LaunchingModel
+from tensorferry.execution.lines import Lines
 from tensorferry.execution.memory import LOADS
+from tensorferry.execution.out_of_memory import refusing_out_of_memory
+from tensorferry.execution.outcomes import Done
 from tensorferry.execution.placement import Placement
-from tensorferry.execution.stream import Conduct, Done, InlineStream, Stream, ThreadStream
+from tensorferry.execution.stream import Conduct, InlineStream, Stream, ThreadStream
 from tensorferry.execution.warmup import WarmupReport
 from tensorferry.model import Model, ModelSpec
 
@@ -31,11 +37,14 @@ __all__ = ["Pool", "open_pool"]
 #: OpenMP's belong to the thread that used them. See ``Conduct.loads_aside``.
 _THREADLESS: Final = frozenset({"pytorch_libtorch"})
 
+_NO_COUNTS: Final[Mapping[str, DeviceCounts]] = MappingProxyType({})
+
 
 class Pool:
     """Idle and busy streams of one model version. Used on the loop thread only.
 
-    With a ``placement`` the pool has its one stream, which becomes another when the model moves.
+    With a ``placement`` the pool has its one stream, which becomes another when the model moves. With
+    ``lines`` its streams, or some of them, are on GPUs, and take several batches at once.
     """
 
     def __init__(
@@ -44,26 +53,28 @@ class Pool:
         spec: ModelSpec,
         report: WarmupReport,
         placement: Placement | None = None,
+        lines: Lines | None = None,
     ) -> None:
         self.spec = spec
         self.report = report
         self._streams = streams
         self._idle = list(streams)
         self._placement = placement
+        self._lines = lines
 
     @property
     def idle(self) -> int:
-        """Streams that would start a batch at once."""
-        return len(self._idle)
+        """Streams that have nothing to run."""
+        return len(self._idle) if self._lines is None else self._lines.idle
 
     @property
     def spare(self) -> int:
-        """Places behind a batch that runs."""
-        return 0
+        """Places behind a batch that runs; 0 on the CPU."""
+        return 0 if self._lines is None else self._lines.spare
 
     def follow_at(self, expected: Callable[[int], float]) -> float:
-        """Return when a batch in a spare place is best started."""
-        return math.inf
+        """Return when a batch in a spare place is best started; see ``Executor``."""
+        return math.inf if self._lines is None else self._lines.follow_at(expected)
 
     @property
     def count(self) -> int:
@@ -80,8 +91,34 @@ class Pool:
         """Whether the model runs on the loop thread."""
         return isinstance(self._streams[0], InlineStream)
 
+    @property
+    def devices(self) -> tuple[DeviceStatus, ...]:
+        """What each stream on a GPU has there, in their order; empty on the CPU."""
+        return () if self._lines is None else self._lines.devices
+
+    @property
+    def device_counts(self) -> Mapping[str, DeviceCounts]:
+        """What the batches did on each GPU, by its name; these are the counts that go on, no copies."""
+        return _NO_COUNTS if self._lines is None else self._lines.counts
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether a GPU has failed for good: the batches that it is given fail at once."""
+        return self._lines is not None and bool(self._lines.lost)
+
+    def when_lost(self, told: Callable[[str], None]) -> None:
+        """Have ``told`` called, once and with the reason, should a GPU fail for good."""
+        if self._lines is not None:
+            self._lines.on_lost = told
+
     def start(self, batch: Batch, done: Done) -> None:
-        """Run a batch on the stream that became idle last: its caches are the warmest."""
+        """Run a batch on the stream that became idle last: its caches are the warmest.
+
+        With no stream idle, in the spare place where it begins first.
+        """
+        if self._lines is not None:
+            self._lines.start(batch, done)
+            return
         stream = self._idle.pop()
         number = self._streams.index(stream)
 
@@ -95,6 +132,8 @@ class Pool:
     async def close(self) -> None:
         """End the streams and free the models. No batch may be running or started again."""
         self._idle.clear()
+        if self._lines is not None:
+            self._lines.close()
         for stream in self._streams:
             stream.close()
         for stream in self._streams:
@@ -110,7 +149,7 @@ class Pool:
         return stream
 
     def __repr__(self) -> str:
-        return f"<Pool {len(self._streams)} streams, {len(self._idle)} idle>"
+        return f"<Pool {len(self._streams)} streams, {self.idle} idle>"
 
 
 async def open_pool(
@@ -151,17 +190,21 @@ async def _open(spec: ModelSpec, cores: int, inline_below_s: float) -> Pool:
     streams = [
         ThreadStream(
             f"{spec.name}/{spec.version}#{number}",
-            partial(load, spec, device),
+            partial(_load, load, spec, device),
             threads,
             loop,
             conduct=_conduct(spec, device),
         )
         for number, device in enumerate(spec.devices)
     ]
-    model, report = await _opened(streams)
+    opened = await _opened(streams)
+    model, report = opened[0]
+    if any(isinstance(each, LaunchingModel) for each, _ in opened):
+        lines = Lines(streams, [each for each, _ in opened])
+        return Pool(list(streams), model.spec, report, lines=lines)
     # The opened model's word: one in a process of its own says thread, as its run waits for that.
     if spec.devices != ("cpu",) or model.spec.execution == "thread" or spec.background:
-        # Several streams are the owner's wish for several threads; a GPU's run is never so short.
+        # Several streams are the owner's wish for several threads.
         return Pool(list(streams), model.spec, report)
     if is_inline:
         await _check_bound(spec, streams[0], report)
@@ -171,8 +214,13 @@ async def _open(spec: ModelSpec, cores: int, inline_below_s: float) -> Pool:
     return Pool([placement.stream], model.spec, report, placement)
 
 
-async def _opened(streams: list[ThreadStream]) -> tuple[Model, WarmupReport]:
-    """Wait until all are open; return the first one's model and report. On a failure, close all."""
+def _load(load: Callable[[ModelSpec, str], Model], spec: ModelSpec, device: str) -> Model:
+    with refusing_out_of_memory(spec, device):
+        return load(spec, device)
+
+
+async def _opened(streams: list[ThreadStream]) -> list[tuple[Model, WarmupReport]]:
+    """Wait until all are open; return their models and reports. On a failure, close all."""
     try:
         results = await asyncio.gather(*(stream.opened for stream in streams), return_exceptions=True)
     except asyncio.CancelledError:
@@ -184,15 +232,18 @@ async def _opened(streams: list[ThreadStream]) -> tuple[Model, WarmupReport]:
         for stream, result in zip(streams, results, strict=True):
             if not isinstance(result, BaseException):
                 stream.close()
+        for stream in streams:
+            await stream.wait_closed()  # who hears of the failure finds the memory free again
         raise failures[0]
-    return next(result for result in results if not isinstance(result, BaseException))
+    return [result for result in results if not isinstance(result, BaseException)]
 
 
 def _conduct(spec: ModelSpec, device: str) -> Conduct:
     return Conduct(
         gives_way=device == "cpu",  # a GPU's run is long without keeping a core
         background=spec.background,
-        loads_aside=not spec.background and spec.platform in _THREADLESS,
+        # What warm-up and capturing set up on a GPU belongs in part to the thread that did it.
+        loads_aside=device == "cpu" and not spec.background and spec.platform in _THREADLESS,
     )
 
 

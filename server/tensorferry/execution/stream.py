@@ -1,6 +1,7 @@
 """Worker streams: each runs batches one after another, and is the sole user of its model copy.
 
-``ThreadStream`` runs on a thread of its own (with a CUDA stream of its own on a GPU).
+``ThreadStream`` runs on a thread of its own. A model on a GPU it launches there, and has another thread wait
+for the results, so that several batches are under way at once; see ``pipeline``.
 ``InlineStream`` runs on the loop thread, for a model whose run is shorter than handing it over:
 two GIL hand-overs cost 0.1-0.2 ms, and a small MLP runs 64 rows in 0.02 ms.
 
@@ -12,11 +13,9 @@ come. Nothing else is shared.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import queue
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -25,16 +24,17 @@ import structlog
 
 from tensorferry.batching.batch import Batch
 from tensorferry.batching.batcher import BatchOutcome
-from tensorferry.errors import ModelFailed, ModelLoadError, TensorferryError
+from tensorferry.errors import ModelLoadError, TensorferryError
+from tensorferry.execution.launching import LaunchingModel
+from tensorferry.execution.outcomes import Done, failure, post
+from tensorferry.execution.pipeline import Job, Pipeline
 from tensorferry.execution.priority import Priority, run_aside
 from tensorferry.execution.warmup import WarmupReport, warm_up
 from tensorferry.model import Model
 
-__all__ = ["Conduct", "Done", "InlineStream", "Stream", "ThreadStream"]
+__all__ = ["Conduct", "InlineStream", "Stream", "ThreadStream"]
 
 _log = structlog.get_logger("tensorferry.execution")
-
-Done = Callable[[BatchOutcome], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ _PLAIN: Final = Conduct()
 
 
 class Stream(Protocol):
-    """One place where batches run, one at a time."""
+    """One place where batches run: one at a time, or on a GPU as many as its model has slots."""
 
     #: CPU time of the thread that ran the latest batch, in seconds: unlike the time that passed, it
     #: leaves out what the thread spent in waiting for a core or for the GIL. Negative: not measured.
@@ -75,7 +75,7 @@ class Stream(Protocol):
         ...
 
     def close(self) -> None:
-        """Stop after the batch that runs, and free the model. Doesn't wait."""
+        """Stop after the batches that were given, and free the model. Doesn't wait."""
         ...
 
     async def wait_closed(self) -> None:
@@ -128,7 +128,7 @@ class InlineStream:
         try:
             self._model.close()
         finally:
-            _post(loop, _resolve, freed, None, None)
+            post(loop, _resolve, freed, None, None)
 
 
 class ThreadStream:
@@ -160,7 +160,7 @@ class ThreadStream:
         self._load = load
         self._intra_op_threads = intra_op_threads
         self._loop = loop
-        self._jobs: queue.SimpleQueue[tuple[Batch, Done] | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._keeps_model = True
         # Daemon: a model stuck in a kernel must not keep a drained server from exiting.
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
@@ -194,23 +194,39 @@ class ThreadStream:
             priority = Priority(self._thread.name, background=conduct.background)
         try:
             model, report = self._loaded()
+            pipeline = self._pipeline(model)
         except TensorferryError as error:
-            _post(self._loop, _resolve, self.opened, None, error)
-            _post(self._loop, _resolve, self._closed, None, None)
+            self._fail(error)
             return
         except Exception as error:  # a fault of ours or of the backend's; never lose the thread's end
             _log.exception("loading a model failed unexpectedly")
-            reason = ModelLoadError(f"loading failed unexpectedly: {type(error).__name__}: {error}")
-            _post(self._loop, _resolve, self.opened, None, reason)
-            _post(self._loop, _resolve, self._closed, None, None)
+            self._fail(ModelLoadError(f"loading failed unexpectedly: {type(error).__name__}: {error}"))
             return
         if priority is not None:
             priority.measured(report)
-        _post(self._loop, _resolve, self.opened, (model, report), None)
-        self._serve(model, priority)
+        post(self._loop, _resolve, self.opened, (model, report), None)
+        if pipeline is not None:
+            self.last_cpu_s = -1.0
+            pipeline.serve(self._jobs)
+        else:
+            self._serve(model, priority)
         if self._keeps_model:
-            model.close()
-        _post(self._loop, _resolve, self._closed, None, None)
+            _close(model)
+        post(self._loop, _resolve, self._closed, None, None)
+
+    def _fail(self, error: Exception) -> None:
+        post(self._loop, _resolve, self.opened, None, error)
+        post(self._loop, _resolve, self._closed, None, None)
+
+    def _pipeline(self, model: Model) -> Pipeline | None:
+        """Return what serves a model on a GPU, made before anybody is told that the model is there."""
+        if not isinstance(model, LaunchingModel):
+            return None
+        try:
+            return Pipeline(model, f"{self._thread.name} completing", self._loop)
+        except BaseException:
+            _close(model)
+            raise
 
     def _loaded(self) -> tuple[Model, WarmupReport]:
         if not self._conduct.loads_aside or self._report is not None:
@@ -226,7 +242,7 @@ class ThreadStream:
             return model, self._report or warm_up(model)
         except BaseException:
             # The error outlives this: with its traceback it would keep the model, or its process, alive.
-            model.close()
+            _close(model)
             raise
 
     def _serve(self, model: Model, priority: Priority | None) -> None:
@@ -238,14 +254,9 @@ class ThreadStream:
             self.last_cpu_s = cpu_clock() - began
             if priority is not None:
                 priority.saw(self.last_cpu_s)
-            _post(self._loop, done, outcome)
+            post(self._loop, done, outcome)
             # Drop the references now: the next job may be long in coming.
             del job, batch, done, outcome
-
-
-def _post(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *arguments: object) -> None:
-    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits for this any more
-        loop.call_soon_threadsafe(callback, *arguments)
 
 
 def _resolve(future: asyncio.Future[object], result: object, error: Exception | None) -> None:
@@ -257,29 +268,15 @@ def _resolve(future: asyncio.Future[object], result: object, error: Exception | 
         future.set_result(result)
 
 
+def _close(model: Model) -> None:
+    try:
+        model.close()
+    except Exception:  # a lost device can't give its memory back; the thread has to end all the same
+        _log.exception("closing a model failed", model=model.spec.name, version=model.spec.version)
+
+
 def _run(model: Model, batch: Batch) -> BatchOutcome:
     try:
         return BatchOutcome(batch, model.run(batch.inputs()), None)
-    except TensorferryError as error:
-        return BatchOutcome(batch, None, error)
     except Exception as error:
-        return BatchOutcome(batch, None, _failure(model, batch, error))
-
-
-def _failure(model: Model, batch: Batch, error: Exception) -> ModelFailed:
-    """Log what the model raised, with its traceback; tell the caller only where to find it.
-
-    A batch of several requests is halved and run again until the one at fault stands alone; that
-    one is worth the traceback, which takes long to write.
-    """
-    spec = model.spec
-    reference = uuid.uuid4().hex[:12]
-    log = _log.bind(model=spec.name, version=spec.version, rows=batch.rows, error_id=reference)
-    if len(batch.requests) == 1:
-        log.error("model raised", exc_info=error)
-    else:
-        log.warning("model raised on a batch", requests=len(batch.requests), error=type(error).__name__)
-    return ModelFailed(
-        f"model {spec.name!r} version {spec.version} raised {type(error).__name__};"
-        f" error id {reference} in the log"
-    )
+        return BatchOutcome(batch, None, failure(model.spec, batch, error))

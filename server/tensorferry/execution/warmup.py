@@ -16,9 +16,11 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from tensorferry.batching.padding import check_padding
-from tensorferry.errors import ConfigurationError, ModelLoadError, TensorferryError
+from tensorferry.errors import ConfigurationError, ModelLoadError, OutOfDeviceMemory, TensorferryError
 from tensorferry.execution.golden import check_golden
-from tensorferry.model import BatchInput, Model, ModelSpec, TensorSpec, WarmupSpec, batch_buckets
+from tensorferry.execution.launching import LaunchingModel
+from tensorferry.execution.out_of_memory import refusing_out_of_memory
+from tensorferry.model import BatchInput, Model, ModelSpec, RunResult, TensorSpec, WarmupSpec, batch_buckets
 
 __all__ = ["WarmupReport", "warm_up"]
 
@@ -54,13 +56,19 @@ class WarmupReport:
 def warm_up(model: Model) -> WarmupReport:
     """Run ``model`` at every batch size, on the calling thread, until the times settle.
 
-    A model that has a golden file must then give what it expects; see ``check_golden``.
+    A model on a GPU is prepared then. A model that has a golden file must at last give what it expects,
+    on a GPU with the graphs that it has captured; see ``check_golden``.
 
     Raises:
         ModelLoadError: the model fails on an input that its configuration allows, or its outputs
-            aren't those of its golden file.
+            aren't those of its golden file, or its device has no room for its largest batch.
     """
-    report = _run_all(model)
+    if not isinstance(model, LaunchingModel):
+        report = _run_all(model)
+    else:
+        with refusing_out_of_memory(model.spec, model.status.device):
+            report = _run_all(model)
+            model.prepare()
     check_golden(model)
     return report
 
@@ -155,7 +163,8 @@ def _settle(model: Model, inputs: list[BatchInput], what: str, budget_s: float) 
 def _timed(model: Model, inputs: list[BatchInput], what: str) -> float:
     started = time.perf_counter()
     try:
-        model.run(inputs)
+        result = model.run(inputs)
+        _check_room(model, result)
     except TensorferryError as error:
         raise ModelLoadError(f"{error} (on {what})") from error
     except Exception as error:
@@ -164,6 +173,18 @@ def _timed(model: Model, inputs: list[BatchInput], what: str) -> float:
             f"model {model.spec.name!r} version {model.spec.version} raises on {what}: {reason[0]}"
         ) from error
     return time.perf_counter() - started
+
+
+def _check_room(model: Model, result: RunResult) -> None:
+    """Refuse to learn now that batches have to be run in pieces: there is time yet to mend it.
+
+    Raises:
+        OutOfDeviceMemory: the batch was run in pieces.
+    """
+    if result.device is not None and result.device.out_of_memory:
+        raise OutOfDeviceMemory(
+            f"model {model.spec.name!r} version {model.spec.version}: the device has no room for it at once"
+        )
 
 
 def _input(tensor: TensorSpec, rows: int, spec: ModelSpec, is_random: bool) -> BatchInput:

@@ -15,6 +15,7 @@ from typing import Final
 from tensorferry.batching.histogram import BOUNDS_S, Histogram
 from tensorferry.batching.statistics import BatcherStatistics
 from tensorferry.engine import Engine, LiveModel, ModelState
+from tensorferry.monitoring.collect_devices import device_families, put_devices
 from tensorferry.monitoring.families import Distribution, Families, Family
 
 __all__ = ["ROWS_BOUNDS", "EngineCollector", "distribution_of"]
@@ -183,6 +184,8 @@ class EngineCollector:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        #: The GPUs that versions were on when they were collected last: names here (cuda:0) by UUID.
+        self.devices: dict[str, str] = {}
 
     async def collect(self) -> Families:
         """Return what the engine has counted, and how it is."""
@@ -195,10 +198,16 @@ class EngineCollector:
         _put_state(families, engine, versions)
         # Withdrawn ones have counts until they have answered what they took.
         retiring = {(live.spec.name, str(live.spec.version)): live for live in engine.retiring}
+        devices: dict[str, str] = {}
         for index, (key, live) in enumerate((retiring | versions).items(), 1):
             _put_version(families, key, live)
+            state = live.execution()
+            if state.devices:
+                put_devices(families, key, state, live.is_lost)
+                devices |= {each.gpu_uuid: each.device for each in state.devices if each.gpu_uuid}
             if index % _AT_A_STRETCH == 0:
                 await asyncio.sleep(0)
+        self.devices = devices
         _put_rollouts(families, engine)
         return families
 
@@ -209,6 +218,7 @@ def _empty() -> Families:
     families = [Family(name, help, "counter", _VERSION) for name, help in counters]
     families += [Family(name, help, "histogram", _VERSION) for name, help, _ in _HISTOGRAMS]
     families += [Family(*each) for each in _OTHERS]
+    families += device_families()
     return {each.name: each for each in families}
 
 

@@ -8,17 +8,17 @@ that isn't known: that is None.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Mapping
 from typing import Any, Final
 
-from tensorferry.monitoring.families import Distribution, Families, Family
+from tensorferry.monitoring.change import Change, Key, rounded
+from tensorferry.monitoring.families import Distribution, Families
+from tensorferry.monitoring.frame_devices import device_of, gpus_of
 
 __all__ = ["Frame", "frame_of", "frame_steps"]
 
-#: JSON: {"at", "interval_s", "server": {...}, "total": {...}, "models": [{...}, ...]}.
+#: JSON: {"at", "interval_s", "server": {...}, "gpus": [{...}, ...], "total": {...}, "models": [{...}, ...]}.
 Frame = dict[str, Any]
-
-_Key = tuple[str, ...]
 
 #: Versions whose part of a frame is made in one step.
 _IN_A_STEP: Final = 16
@@ -63,7 +63,7 @@ def frame_steps(
     not_ready: Mapping[str, str] | None = None,
 ) -> Generator[None, None, Frame]:
     """Make a frame as ``frame_of`` does, in steps of about a millisecond, and return it in the end."""
-    change = _Change(before, after, interval_s)
+    change = Change(before, after, interval_s)
     models = []
     for index, key in enumerate(_keys(after), 1):
         models.append(_model(change, key))
@@ -74,81 +74,15 @@ def frame_steps(
         "at": round(at, 3),
         "interval_s": round(interval_s, 3),
         "server": _server(change, _unready(models) if not_ready is None else dict(not_ready)),
+        "gpus": gpus_of(change),
         "total": _total(models),
         "models": models,
     }
 
 
-class _Change:
-    """Looks things up in two collections of families, by name and label values."""
-
-    def __init__(self, before: Families, after: Families, interval_s: float) -> None:
-        self._before = before
-        self._after = after
-        self.interval_s = interval_s
-        self._reasons: dict[str, dict[_Key, dict[str, float]]] = {}
-        self._labels: dict[_Key, list[str]] | None = None
-
-    def rate(self, name: str, key: _Key = ()) -> float | None:
-        """Return by how much a counter grew, a second."""
-        family = self._after.get(name)
-        value = None if family is None else family.values.get(key)
-        return None if value is None else _grown(value, self._earlier(name, key)) / self.interval_s
-
-    def gauge(self, name: str, key: _Key = ()) -> float | None:
-        """Return what a gauge shows now."""
-        family = self._after.get(name)
-        return None if family is None else family.values.get(key)
-
-    def distribution(self, name: str, key: _Key = ()) -> Distribution | None:
-        """Return what a histogram counted in the interval."""
-        family = self._after.get(name)
-        now = None if family is None else family.distributions.get(key)
-        if now is None:
-            return None
-        old = self._before.get(name)
-        return now.since(None if old is None else old.distributions.get(key))
-
-    def reasons(self, name: str, key: _Key) -> dict[str, float]:
-        """Return the rates above 0 of a counter whose labels are model, version and one more."""
-        found = self._reasons.get(name)
-        if found is None:
-            found = self._reasons[name] = self._by_reason(name)
-        return found.get(key, {})
-
-    def rollout_labels(self, key: _Key) -> list[str]:
-        """Return the labels that point at a version."""
-        if self._labels is None:
-            self._labels = defaultdict(list)
-            for model, version, label in self.labels_of("tensorferry_model_label"):
-                self._labels[model, version].append(label)
-        return sorted(self._labels.get(key, ()))
-
-    def _by_reason(self, name: str) -> dict[_Key, dict[str, float]]:
-        found: dict[_Key, dict[str, float]] = defaultdict(dict)
-        family = self._after.get(name)
-        for key, value in family.values.items() if family else ():
-            if grown := _grown(value, self._earlier(name, key)):
-                found[key[:-1]][key[-1]] = grown / self.interval_s
-        return found
-
-    def _earlier(self, name: str, key: _Key) -> float:
-        family = self._before.get(name)
-        return 0.0 if family is None else family.values.get(key, 0.0)
-
-    def labels_of(self, name: str) -> Iterable[_Key]:
-        """Return the label values that a family has series of."""
-        family: Family | None = self._after.get(name)
-        return () if family is None else family.values
-
-
-def _grown(now: float, earlier: float) -> float:
-    return now - earlier if now >= earlier else now
-
-
-def _keys(families: Families) -> list[_Key]:
+def _keys(families: Families) -> list[Key]:
     """Return (model, version) of all that have counts or a state, models by name, versions by number."""
-    found: set[_Key] = set()
+    found: set[Key] = set()
     for name in ("nv_inference_request_success", "tensorferry_model_ready"):
         family = families.get(name)
         if family is not None:
@@ -156,41 +90,44 @@ def _keys(families: Families) -> list[_Key]:
     return sorted(found, key=lambda key: (key[0], int(key[1]) if key[1].isdecimal() else 0, key[1]))
 
 
-def _model(change: _Change, key: _Key) -> dict[str, Any]:
+def _model(change: Change, key: Key) -> dict[str, Any]:
     """Return one version's part of a frame, but for its share."""
     ready, inline = (
         change.gauge("tensorferry_model_ready", key),
         change.gauge("tensorferry_execution_inline", key),
     )
+    device = device_of(change, key)
     objective_s = change.gauge("tensorferry_latency_objective_seconds", key)
     return {
         "model": key[0],
         "version": key[1],
         "ready": None if ready is None else bool(ready),
-        "labels": change.rollout_labels(key),
+        "labels": change.last_labels("tensorferry_model_label", key),
         "share": None,
         **_pace(change, key),
         **_times(change, key),
-        "objective_ms": _rounded(objective_s, 1000.0),
+        "objective_ms": rounded(objective_s, 1000.0),
         "waiting": change.gauge("nv_inference_pending_request_count", key),
         "streams": change.gauge("tensorferry_worker_streams", key),
-        "busy": _busy(change, key),
+        # On a GPU batches of one stream overlap: their times add up to more than passed.
+        "busy": _busy(change, key) if device is None else device["run"],
         "inline": None if inline is None else bool(inline),
         "batch_rows": _batch_rows(change, key),
         **_reasons(change, key),
+        "device": device,
     }
 
 
-def _pace(change: _Change, key: _Key) -> dict[str, float | None]:
+def _pace(change: Change, key: Key) -> dict[str, float | None]:
     """Return the rates of what was answered, and of batches."""
     return {
-        "requests_per_s": _rounded(change.rate("nv_inference_request_success", key)),
-        "rows_per_s": _rounded(change.rate("nv_inference_count", key)),
-        "batches_per_s": _rounded(change.rate("nv_inference_exec_count", key)),
+        "requests_per_s": rounded(change.rate("nv_inference_request_success", key)),
+        "rows_per_s": rounded(change.rate("nv_inference_count", key)),
+        "batches_per_s": rounded(change.rate("nv_inference_exec_count", key)),
     }
 
 
-def _times(change: _Change, key: _Key) -> dict[str, float | None]:
+def _times(change: Change, key: Key) -> dict[str, float | None]:
     """Return quantiles, in ms."""
     response = change.distribution("tensorferry_response_seconds", key)
     queue = change.distribution("tensorferry_queue_seconds", key)
@@ -205,21 +142,21 @@ def _times(change: _Change, key: _Key) -> dict[str, float | None]:
     }
 
 
-def _busy(change: _Change, key: _Key) -> float | None:
+def _busy(change: Change, key: Key) -> float | None:
     """Return the share of the streams' time that went into runs: of those that ended in the interval."""
     run = change.distribution("tensorferry_run_seconds", key)
     streams = change.gauge("tensorferry_worker_streams", key)
     if run is None or not streams:
         return None
-    return _rounded(min(1.0, run.total / (streams * change.interval_s)))
+    return rounded(min(1.0, run.total / (streams * change.interval_s)))
 
 
-def _batch_rows(change: _Change, key: _Key) -> dict[str, list[float]] | None:
+def _batch_rows(change: Change, key: Key) -> dict[str, list[float]] | None:
     rows = change.distribution("tensorferry_batch_rows", key)
     return None if rows is None else {"bounds": list(rows.bounds), "counts": list(rows.counts)}
 
 
-def _reasons(change: _Change, key: _Key) -> dict[str, Any]:
+def _reasons(change: Change, key: Key) -> dict[str, Any]:
     """Return why batches left, why requests were refused or failed, and how many were late, a second."""
     refusals = change.reasons("tensorferry_inference_request_refused", key)
     failures = dict(change.reasons("nv_inference_request_failure", key))
@@ -232,7 +169,7 @@ def _reasons(change: _Change, key: _Key) -> dict[str, Any]:
         "departures": _all_rounded(change.reasons("tensorferry_batch_departures", key)),
         "refusals": _all_rounded(refusals),
         "failures": _all_rounded(failures),
-        "late_per_s": _rounded(misses.get("answer", 0.0)),
+        "late_per_s": rounded(misses.get("answer", 0.0)),
     }
 
 
@@ -247,7 +184,7 @@ def _share_out(models: list[dict[str, Any]]) -> None:
         of_model[each["model"]] += count
     for each, count in zip(models, asked, strict=True):
         total = of_model[each["model"]]
-        each["share"] = _rounded(count / total) if total else None
+        each["share"] = rounded(count / total) if total else None
 
 
 def _unready(models: list[dict[str, Any]]) -> dict[str, str]:
@@ -257,7 +194,7 @@ def _unready(models: list[dict[str, Any]]) -> dict[str, str]:
     return dict.fromkeys(names, "not ready")
 
 
-def _server(change: _Change, not_ready: dict[str, str]) -> dict[str, Any]:
+def _server(change: Change, not_ready: dict[str, str]) -> dict[str, Any]:
     info = next(iter(change.labels_of("tensorferry_info")), ("", ""))
     ready = change.gauge("tensorferry_server_ready")
     lag = change.distribution("tensorferry_loop_lag_seconds")
@@ -272,28 +209,23 @@ def _server(change: _Change, not_ready: dict[str, str]) -> dict[str, Any]:
         "in_flight_bytes": change.gauge("tensorferry_in_flight_bytes"),
         "unsent_bytes": change.gauge("tensorferry_unsent_bytes"),
         "loop_lag_p99_ms": _quantile_ms(lag, 0.99),
-        "cpu_cores": _rounded(change.rate("process_cpu_seconds")),
+        "cpu_cores": rounded(change.rate("process_cpu_seconds")),
         "rss_bytes": change.gauge("process_resident_memory_bytes"),
     }
 
 
 def _total(models: list[dict[str, Any]]) -> dict[str, float | None]:
     return {
-        "requests_per_s": _rounded(sum(each["requests_per_s"] or 0.0 for each in models)),
-        "rows_per_s": _rounded(sum(each["rows_per_s"] or 0.0 for each in models)),
-        "failures_per_s": _rounded(sum(sum(each["failures"].values()) for each in models)),
-        "refused_per_s": _rounded(sum(sum(each["refusals"].values()) for each in models)),
-        "late_per_s": _rounded(sum(each["late_per_s"] for each in models)),
+        "requests_per_s": rounded(sum(each["requests_per_s"] or 0.0 for each in models)),
+        "rows_per_s": rounded(sum(each["rows_per_s"] or 0.0 for each in models)),
+        "failures_per_s": rounded(sum(sum(each["failures"].values()) for each in models)),
+        "refused_per_s": rounded(sum(sum(each["refusals"].values()) for each in models)),
+        "late_per_s": rounded(sum(each["late_per_s"] for each in models)),
     }
 
 
 def _quantile_ms(distribution: Distribution | None, share: float) -> float | None:
-    return None if distribution is None else _rounded(distribution.quantile(share), 1000.0)
-
-
-def _rounded(value: float | None, factor: float = 1.0) -> float | None:
-    """Return four digits of it: what a chart shows, in few bytes."""
-    return None if value is None else float(f"{value * factor:.4g}")
+    return None if distribution is None else rounded(distribution.quantile(share), 1000.0)
 
 
 def _all_rounded(rates: Mapping[str, float]) -> dict[str, float]:

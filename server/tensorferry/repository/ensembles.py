@@ -29,6 +29,7 @@ _FOREIGN: Final[Mapping[str, str]] = {
     "dynamic_batching": "which runs nothing itself: the model of each step batches, for all who call it",
     "instance_group": "which runs nothing itself: the models of its steps have the instances",
     "model_warmup": "which runs nothing itself: the models of its steps warm up, each by itself",
+    "optimization": "which runs nothing itself: the models of its steps say how they run",
     "batch_input": "which pads nothing itself: the model of a step does",
     "batch_output": "which pads nothing itself: the model of a step does",
     "default_model_filename": "which has no file of its own",

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, cast
 
 from tensorferry.model import MAX_PIECES, ModelSpec, PaddingSpec
+from tensorferry.repository import tuning
 from tensorferry.repository.source import ConfigSource, quoted, suggestion
 
 __all__ = ["PARAMETERS", "Parameter", "apply_parameters"]
@@ -71,6 +72,10 @@ def _inference_mode(spec: ModelSpec, text: str) -> ModelSpec:
 def _tuning_switch(spec: ModelSpec, text: str) -> ModelSpec:
     _switch(text)
     return spec
+
+
+def _weight_sharing(spec: ModelSpec, text: str) -> ModelSpec:
+    return replace(spec, tuning=replace(spec.tuning, shares_weights=_switch(text)))
 
 
 def _gpu_switch(spec: ModelSpec, text: str) -> ModelSpec:
@@ -177,7 +182,11 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
         )
     },
     "ENABLE_WEIGHT_SHARING": Parameter(
-        _tuning_switch, "", "`false`", f"{_NO_EFFECT}: every worker stream has its own copy of the model"
+        _weight_sharing,
+        "",
+        "`false`",
+        "`true`: the worker streams of one device share one copy of a torch model, where running it leaves it"
+        " as it is; see [formats](formats.md#tuning)",
     ),
     "INFERENCE_MODE": Parameter(
         _inference_mode, "", "`true`", "taken for Triton's sake: every model runs in inference mode"
@@ -194,6 +203,20 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
         "the cores divided among the streams",
         "threads inside one operation, for each worker stream",
     ),
+    "autocast": Parameter(
+        tuning.autocast,
+        "",
+        "`off`",
+        "`fp16` or `bf16`: torch runs matrix products and convolutions in that datatype; what it changes is"
+        " checked at load; torch models alone, and no compiled packages: [formats](formats.md#tuning)",
+    ),
+    "cuda_graphs": Parameter(
+        tuning.cuda_graphs,
+        "",
+        "`auto`",
+        "`auto`: batches on a GPU run as CUDA graphs where the model can be captured; `on`: the model is"
+        " refused where it can't; `off`: none are captured; without effect on the CPU, where `on` is refused",
+    ),
     "execution": Parameter(
         _execution,
         "",
@@ -208,12 +231,26 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
         "answer within this time of receipt: batches are sized to it, and a request that would be late is"
         " refused at once; holds without `dynamic_batching` too",
     ),
+    "memory_format": Parameter(
+        tuning.memory_format,
+        "",
+        "`contiguous`",
+        "`channels_last`: 4-dimensional weights and inputs of a torch model are laid out with the channels"
+        " last, which convolutions on GPUs like; callers see no difference: [formats](formats.md#tuning)",
+    ),
     "run_timeout_ms": Parameter(
         _run_timeout_ms,
         "ms",
         "none",
         "a run that takes longer is given up and its batch fails: the model's process is killed and started"
         " again; for models in a process of their own alone (such as Python models), warm-up included",
+    ),
+    "staging_slots": Parameter(
+        tuning.staging_slots,
+        "batches",
+        "`3`",
+        f"1 to {tuning.MAX_STAGING_SLOTS}: batches that a worker stream on a GPU holds at once, each with"
+        " staging buffers of its own; from 2 on copies overlap with runs; without effect on the CPU",
     ),
     "split_oversized": Parameter(
         _split_oversized,

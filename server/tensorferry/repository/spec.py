@@ -15,6 +15,7 @@ from tensorferry.repository.padding import check_padding, padding_spec
 from tensorferry.repository.parameters import apply_parameters
 from tensorferry.repository.source import ConfigSource, quoted
 from tensorferry.repository.tensor_specs import tensor_specs
+from tensorferry.repository.tuning import apply_optimization
 from tensorferry.repository.warmup import warmup_specs
 from tensorferry.wire.model_config_pb2 import ModelConfig
 
@@ -98,7 +99,7 @@ def build_spec(source: ConfigSource, config: ModelConfig) -> ModelSpec:
         padding=padding_spec(source, inputs, outputs),
         steps=steps,
     )
-    spec = apply_parameters(source, spec)
+    spec = apply_optimization(source, apply_parameters(source, spec))
     check_times(source, spec)
     check_padding(source, spec)
     return spec

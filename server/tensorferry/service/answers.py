@@ -9,8 +9,9 @@ from typing import Final, Protocol
 import grpc
 
 from tensorferry.batching.pending import Pending
+from tensorferry.service.forms import Decoded, Form
 from tensorferry.service.methods import UnaryCall
-from tensorferry.service.plans import Decoded, Plan, identify
+from tensorferry.service.plans import identify
 from tensorferry.service.status import status_of
 from tensorferry.tracing.context import Headers, trace_id_of
 from tensorferry.tracing.request import RequestTrace
@@ -42,7 +43,7 @@ class Answer:
 
     __slots__ = ("call", "failures", "identity", "plan")
 
-    def __init__(self, call: UnaryCall, plan: Plan, identity: bytes, failures: Failures | None) -> None:
+    def __init__(self, call: UnaryCall, plan: Form, identity: bytes, failures: Failures | None) -> None:
         self.call = call
         self.plan = plan
         self.identity = identity
@@ -51,16 +52,17 @@ class Answer:
     def __call__(self, request: Pending) -> None:
         """Answer the call, or end it with what became of the request."""
         if request.error is not None:
-            self._fail(request.error)
+            self.fail(request.error)
             return
         try:
             body = self.plan.encode(self.identity, request)
         except Exception as error:  # an outcome's callback must not raise: the rest of the batch waits
-            self._fail(error)
+            self.fail(error)
         else:
             self.call.reply(body)
 
-    def _fail(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
+        """End the call with an error."""
         status = status_of(error)
         self.call.fail(*status)
         if self.failures is not None and self.failures.count(status.code):
@@ -147,7 +149,7 @@ class TracedCall:
         """What came with the caller's context."""
         return self._call.tracestate
 
-    def submitted(self, plan: Plan, identity: bytes, request: Pending) -> None:
+    def submitted(self, plan: Form, identity: bytes, request: Pending) -> None:
         """Note what the call's request is."""
         trace = self.trace
         if not trace.ended_at:  # a piece of a split request may be refused from within the submission

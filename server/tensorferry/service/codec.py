@@ -13,6 +13,7 @@ import numpy as np
 
 from tensorferry.errors import InvalidRequest
 from tensorferry.model import ModelSpec
+from tensorferry.service.shared_memory import OFF
 from tensorferry.tensors import DATATYPES, Tensor
 from tensorferry.wire import open_inference_pb2 as pb
 
@@ -20,8 +21,10 @@ __all__ = [
     "decode_inputs",
     "described_outputs",
     "encode_response",
+    "integer_of",
     "label_of",
     "priority_of",
+    "refusal",
     "requested_outputs",
     "split_key_of",
     "timeout_of",
@@ -45,27 +48,29 @@ _TYPED_FIELDS: Final = {
 }
 
 
-def decode_inputs(message: pb.ModelInferRequest) -> list[Tensor]:
+def decode_inputs(message: pb.ModelInferRequest, raw: Sequence[bytes] | None = None) -> list[Tensor]:
     """Return the request's inputs in the order they are in.
+
+    ``raw`` is their data where that isn't the message's own.
 
     Raises:
         InvalidRequest: the data isn't there, is there twice, or doesn't fit its datatype.
     """
-    raw = message.raw_input_contents
+    raw = message.raw_input_contents if raw is None else raw
     inputs = message.inputs
     if not inputs:
-        raise _refusal(message, "the request has no inputs")
+        raise refusal(message, "the request has no inputs")
     if not raw:
         return [_typed(message, each) for each in inputs]
     if len(raw) != len(inputs):
-        raise _refusal(
+        raise refusal(
             message,
             f"{len(raw)} raw_input_contents for {len(inputs)} inputs; there must be one for each",
         )
     tensors = []
     for each, data in zip(inputs, raw, strict=True):
         if each.HasField("contents"):
-            raise _refusal(
+            raise refusal(
                 message, f"input {each.name!r} has typed contents beside raw_input_contents; send one of them"
             )
         if each.parameters:
@@ -87,11 +92,11 @@ def requested_outputs(message: pb.ModelInferRequest, spec: ModelSpec) -> tuple[s
     names: list[str] = []
     for each in message.outputs:
         if each.name not in known:
-            raise _refusal(message, f"no output {each.name!r}; the model has {sorted(known)}")
+            raise refusal(message, f"no output {each.name!r}; the model has {sorted(known)}")
         if each.name in names:
-            raise _refusal(message, f"output {each.name!r} is requested twice")
+            raise refusal(message, f"output {each.name!r} is requested twice")
         if "classification" in each.parameters:
-            raise _refusal(message, f"output {each.name!r}: the classification extension isn't offered here")
+            raise refusal(message, f"output {each.name!r}: the classification extension isn't offered here")
         _refuse_shared_memory(message, each.name, each.parameters)
         names.append(each.name)
     return tuple(names)
@@ -105,9 +110,9 @@ def timeout_of(message: pb.ModelInferRequest) -> float:
     """
     if "timeout" not in message.parameters:
         return 0.0
-    microseconds = _integer(message.parameters["timeout"])
+    microseconds = integer_of(message.parameters["timeout"])
     if microseconds <= 0:
-        raise _refusal(message, "parameter 'timeout' must be an integer > 0, in microseconds")
+        raise refusal(message, "parameter 'timeout' must be an integer > 0, in microseconds")
     return microseconds / 1e6
 
 
@@ -119,9 +124,9 @@ def priority_of(message: pb.ModelInferRequest) -> int:
     """
     if "priority" not in message.parameters:
         return 0
-    priority = _integer(message.parameters["priority"])
+    priority = integer_of(message.parameters["priority"])
     if priority < 0:
-        raise _refusal(message, "parameter 'priority' must be an integer >= 0; 1 is the highest")
+        raise refusal(message, "parameter 'priority' must be an integer >= 0; 1 is the highest")
     return priority
 
 
@@ -153,7 +158,7 @@ def wants_timing(message: pb.ModelInferRequest) -> bool:
         return False
     value = message.parameters["timing"]
     if value.WhichOneof("parameter_choice") != "bool_param":
-        raise _refusal(message, "parameter 'timing' must be true or false (bool_param)")
+        raise refusal(message, "parameter 'timing' must be true or false (bool_param)")
     return value.bool_param
 
 
@@ -162,11 +167,11 @@ def _text(message: pb.ModelInferRequest, name: str) -> str:
         return ""
     value = message.parameters[name]
     if value.WhichOneof("parameter_choice") != "string_param":
-        raise _refusal(message, f"parameter {name!r} must be text (string_param)")
+        raise refusal(message, f"parameter {name!r} must be text (string_param)")
     return value.string_param
 
 
-def _integer(value: pb.InferParameter) -> int:
+def integer_of(value: pb.InferParameter) -> int:
     """Return a parameter's integer, which clients send as one of three types; -1 if it is none."""
     kind = value.WhichOneof("parameter_choice")
     if kind == "int64_param":
@@ -208,16 +213,16 @@ def _typed(message: pb.ModelInferRequest, each: pb.ModelInferRequest.InferInputT
     if not filled:
         if 0 in shape and each.datatype in DATATYPES:
             return Tensor(each.name, each.datatype, shape, b"")
-        raise _refusal(
+        raise refusal(
             message, f"input {each.name!r} has no data, neither raw_input_contents nor typed contents"
         )
     if wanted is None:
         reason = (
             "has no typed contents; send raw_input_contents" if each.datatype in DATATYPES else "is unknown"
         )
-        raise _refusal(message, f"input {each.name!r}: datatype {each.datatype!r} {reason}")
+        raise refusal(message, f"input {each.name!r}: datatype {each.datatype!r} {reason}")
     if filled != [wanted]:
-        raise _refusal(
+        raise refusal(
             message, f"input {each.name!r} is {each.datatype}, which belongs into {wanted}, not {filled}"
         )
     if each.datatype == "BYTES":
@@ -234,7 +239,7 @@ def _packed(
     for size in each.shape:
         count *= size
     if len(values) != count:
-        raise _refusal(
+        raise refusal(
             message,
             f"input {each.name!r} has {len(values)} elements, and shape {list(each.shape)} takes {count}",
         )
@@ -242,17 +247,16 @@ def _packed(
         # Python integers out of the datatype's range raise; the field is wider than INT8, say.
         return np.array(values, dtype=dtype).tobytes()
     except OverflowError:
-        raise _refusal(
+        raise refusal(
             message, f"input {each.name!r} has an element out of the range of {each.datatype}"
         ) from None
 
 
 def _refuse_shared_memory(message: pb.ModelInferRequest, name: str, parameters: object) -> None:
     if "shared_memory_region" in parameters:  # type: ignore[operator]  # a protobuf map
-        raise _refusal(
-            message, f"{name!r}: the shared memory extensions aren't offered here; send the data itself"
-        )
+        raise refusal(message, f"{name!r}: {OFF}")
 
 
-def _refusal(message: pb.ModelInferRequest, what: str) -> InvalidRequest:
+def refusal(message: pb.ModelInferRequest, what: str) -> InvalidRequest:
+    """Return the error that says what is wrong with a request."""
     return InvalidRequest(f"model {message.model_name!r}: {what}")

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 
 import grpc
@@ -19,9 +19,14 @@ from tensorferry.errors import ModelNotReady, NotFound
 from tensorferry.model import TensorSpec
 from tensorferry.service import statistics
 from tensorferry.service.answers import Answer, Failures, StreamCall, TracedCall, refuse
+from tensorferry.service.forms import Decoded
+from tensorferry.service.large_copies import LargeAnswer, LargeCopies
 from tensorferry.service.methods import MethodTable, UnaryCall
 from tensorferry.service.plans import Planner, model_of
+from tensorferry.service.shared_memory import Regions
+from tensorferry.service.shared_requests import LargeRequest, SharedPlanner, Unread
 from tensorferry.service.status import guarded
+from tensorferry.tensors import Buffer
 from tensorferry.tracing.context import Headers, headers_of
 from tensorferry.tracing.tracer import Tracer
 from tensorferry.wire import open_inference_pb2 as pb
@@ -30,7 +35,8 @@ __all__ = ["EXTENSIONS", "SERVICE", "InferenceService"]
 
 SERVICE: Final = "inference.GRPCInferenceService"
 
-#: Triton's names for what works here beyond the protocol's required part.
+#: Triton's names for what works here beyond the protocol's required part. With shared memory on, there is
+#: ``system_shared_memory``, too.
 EXTENSIONS: Final = (
     "binary_tensor_data",
     "logging",
@@ -53,7 +59,8 @@ class InferenceService:
     """The service's handlers. Holds no state but the engine.
 
     ``tracer`` samples calls (None: no traces), ``failures`` hears of those that fail (None: nobody does).
-    ``control`` knows of the server's other processes (None: there are none).
+    ``control`` knows of the server's other processes (None: there are none). ``regions`` are the shared
+    memory that callers may leave tensors in (None: they may not).
     """
 
     def __init__(
@@ -62,12 +69,18 @@ class InferenceService:
         tracer: Tracer | None = None,
         failures: Failures | None = None,
         control: Control | None = None,
+        regions: Regions | None = None,
     ) -> None:
         self._engine = engine
         self._control = control
         self._tracer = tracer
         self._failures = failures
         self._planner = Planner(engine)
+        self._extensions: tuple[str, ...] = EXTENSIONS
+        if regions is not None and regions.is_on:
+            self._planner = SharedPlanner(engine, regions)
+            self._extensions = tuple(sorted((*EXTENSIONS, "system_shared_memory")))
+            self._copies = LargeCopies(engine, regions.most_copied_bytes)
         self._loop = asyncio.get_running_loop()
 
     def methods(self) -> MethodTable:
@@ -99,12 +112,45 @@ class InferenceService:
             request = self._engine.submit_bound(
                 plan.live, plan.bound, parts, answer, call.deadline, plan.timeout_s, plan.priority, key
             )
+        except LargeRequest as large:
+            self._read(call, body, large.of, traced)
+            return
         except Exception as error:
             refuse(call, error, body, decoded, self._failures)
             return
         call.on_cancel = lambda: plan.live.cancel(request)
         if traced is not None:
             traced.submitted(plan, identity, request)
+
+    def _read(self, call: UnaryCall, body: bytes, asked: Unread, traced: TracedCall | None) -> None:
+        """Read a large request's inputs from shared memory on another thread, and go on then."""
+        form, identity, key = asked
+
+        def submit(parts: Sequence[Buffer]) -> None:
+            self._submit(call, body, (form, identity, parts, key), traced)
+
+        def fail(error: Exception) -> None:
+            refuse(call, error, body, (form, identity, (), key), self._failures)
+
+        try:
+            self._copies.read(call, form, submit, fail)
+        except Exception as error:
+            fail(error)
+
+    def _submit(self, call: UnaryCall, body: bytes, decoded: Decoded, traced: TracedCall | None) -> None:
+        """Submit a large request that was read: as ``infer`` does the others."""
+        form, identity, parts, key = decoded
+        try:
+            answer = LargeAnswer(Answer(call, form, identity, self._failures), self._copies)
+            request = self._engine.submit_bound(
+                form.live, form.bound, parts, answer, call.deadline, form.timeout_s, form.priority, key
+            )
+        except Exception as error:
+            refuse(call, error, body, decoded, self._failures)
+            return
+        call.on_cancel = lambda: form.live.cancel(request)
+        if traced is not None:
+            traced.submitted(form, identity, request)
 
     def _traced(self, tracer: Tracer, call: UnaryCall, body: bytes) -> TracedCall | None:
         """Return the call as one that is traced, if it is to be."""
@@ -165,7 +211,7 @@ class InferenceService:
         return pb.ModelReadyResponse(ready=True)
 
     async def _server_metadata(self, request: pb.ServerMetadataRequest) -> pb.ServerMetadataResponse:
-        return pb.ServerMetadataResponse(name="tensorferry", version=__version__, extensions=EXTENSIONS)
+        return pb.ServerMetadataResponse(name="tensorferry", version=__version__, extensions=self._extensions)
 
     async def _model_metadata(self, request: pb.ModelMetadataRequest) -> pb.ModelMetadataResponse:
         live = self._engine.resolve(request.name, request.version)

@@ -27,18 +27,28 @@ from tensorferry.engine import Engine, LiveModel, Route
 from tensorferry.errors import InvalidRequest
 from tensorferry.model import Bound
 from tensorferry.service import codec
+from tensorferry.service.forms import Decoded
 from tensorferry.service.status import parsed
 from tensorferry.service.timing import timing_parameters
 from tensorferry.tensors import Buffer, Tensor, rows_of
 from tensorferry.wire import open_inference_pb2 as pb
 
-__all__ = ["Decoded", "Plan", "Planner", "identify", "model_of"]
+__all__ = [
+    "MAX_KEY_BYTES",
+    "MAX_PLANS",
+    "Plan",
+    "Planner",
+    "Scanned",
+    "TimedPlan",
+    "identify",
+    "model_of",
+]
 
 #: Distinct request forms kept; past it all are dropped and made anew. A form is a model, a row
 #: count and parameters: callers have a few, and one who makes a new one each time costs a parse.
-_MAX_PLANS: Final = 4096
+MAX_PLANS: Final = 4096
 #: A key longer than this isn't kept: it holds parameters or typed data, not a form.
-_MAX_KEY_BYTES: Final = 2048
+MAX_KEY_BYTES: Final = 2048
 
 #: ``_scan.join_response`` keeps its buffers in an array of this size.
 _MAX_JOINED: Final = 16
@@ -46,15 +56,16 @@ _MAX_JOINED: Final = 16
 #: What a request begins with whose first field is its model's name: the field's number, and its kind.
 _NAME_TAG: Final = bytes((pb.ModelInferRequest.MODEL_NAME_FIELD_NUMBER << 3 | 2,))
 
-_Scanned = tuple[bytes, bytes, list[Buffer], bytes]
+#: What ``_scan.scan`` returns: key, id, raw contents, split key.
+Scanned = tuple[bytes, bytes, list[Buffer], bytes]
 _Join = Callable[[bytes, bytes, bytes, Sequence[Tensor], int, int, int], bytes]
 
 
-def _no_scan(body: bytes) -> _Scanned | None:
+def _no_scan(body: bytes) -> Scanned | None:
     return None
 
 
-_scan: Callable[[bytes], _Scanned | None] = _no_scan
+_scan: Callable[[bytes], Scanned | None] = _no_scan
 _join: _Join | None = None
 try:
     from tensorferry.service._scan import join_response as _join
@@ -154,7 +165,7 @@ class Plan:
             self._described_for = kinds
 
 
-class _TimedPlan(Plan):
+class TimedPlan(Plan):
     """A form of request that asks for its timing breakdown: only such pay for it."""
 
     __slots__ = ()
@@ -163,11 +174,6 @@ class _TimedPlan(Plan):
         """Serialise the answer, and the breakdown as its parameters."""
         body = super().encode(identity, request)
         return body + timing_parameters(request, time.monotonic(), bool(self.live.spec.steps))
-
-
-#: A request, ready to be submitted: its form, its id, its data by input, and what it is told from
-#: others by (the split key, or else the id). A plain tuple: one is made for each request.
-Decoded = tuple[Plan, bytes, Sequence[Buffer], bytes]
 
 
 def identify(body: bytes) -> tuple[str, str]:
@@ -223,35 +229,44 @@ class Planner:
             if plan.route is not None:
                 plan = plan.arm(split_key or identity)
             return plan, identity, parts, split_key or identity
-        form, decoded, in_order = self._parse_form(body)
-        if in_order and len(key) <= _MAX_KEY_BYTES:
-            if len(self._plans) >= _MAX_PLANS:
+        return self._learned(body, scanned)
+
+    def _learned(self, body: bytes, scanned: Scanned) -> Decoded:
+        """Decode a request of a form that isn't known."""
+        return self._of_message(parsed(pb.ModelInferRequest, body), scanned[0])
+
+    def _parse(self, body: bytes) -> Decoded:
+        return self._of_message(parsed(pb.ModelInferRequest, body), b"")
+
+    def _of_message(self, message: pb.ModelInferRequest, key: bytes) -> Decoded:
+        """Decode a parsed request, and keep its form under ``key``, if it may be kept; b"" keeps nothing."""
+        route = self._route_of(message)
+        is_raw = bool(message.raw_input_contents)
+        form, decoded, in_order = self._form_of(message, route, codec.decode_inputs(message), is_raw)
+        if in_order and 0 < len(key) <= MAX_KEY_BYTES:
+            if len(self._plans) >= MAX_PLANS:
                 self._plans.clear()
             form.sizes = [len(part) for part in decoded[2]]
             self._plans[key] = form
-        return self._chosen(form, decoded)
-
-    def _parse(self, body: bytes) -> Decoded:
-        form, decoded, _ = self._parse_form(body)
-        return self._chosen(form, decoded)
-
-    def _chosen(self, form: Plan, decoded: Decoded) -> Decoded:
         _, identity, parts, split_key = decoded
         return form.arm(split_key), identity, parts, split_key
 
-    def _parse_form(self, body: bytes) -> tuple[Plan, Decoded, bool]:
-        """Parse with protobuf. Returns the form, the request under it, and whether the form may be kept.
+    def _route_of(self, message: pb.ModelInferRequest) -> Route:
+        """Return who answers a request. To be asked first: what else is wrong depends on the model."""
+        return self._engine.route(message.model_name, message.model_version, codec.label_of(message))
+
+    def _form_of(
+        self, message: pb.ModelInferRequest, route: Route, tensors: Sequence[Tensor], is_raw: bool
+    ) -> tuple[Plan, Decoded, bool]:
+        """Return a request's form, the request under it, and whether the form may be kept.
 
         It may if the data is raw, in the model's order, and needs no look at its values.
         """
-        message = parsed(pb.ModelInferRequest, body)
-        route = self._engine.route(message.model_name, message.model_version, codec.label_of(message))
         identity = message.id.encode()
         split_key = codec.split_key_of(message).encode() or identity
-        tensors = codec.decode_inputs(message)
         form = self._plan_of(message, route.live, tensors)
         bound = form.bound
-        in_order = bool(message.raw_input_contents) and all(
+        in_order = is_raw and all(
             mine is theirs and mine.datatype != "BOOL"
             for mine, theirs in zip(bound.tensors, tensors, strict=True)
         )
@@ -269,7 +284,7 @@ class Planner:
     def _plan_of(self, message: pb.ModelInferRequest, live: LiveModel, tensors: Sequence[Tensor]) -> Plan:
         requested = codec.requested_outputs(message, live.spec)
         timeout_s, priority = codec.timeout_of(message), codec.priority_of(message)
-        kind = _TimedPlan if codec.wants_timing(message) else Plan
+        kind = TimedPlan if codec.wants_timing(message) else Plan
         return kind(live, live.spec.bind(tensors), requested, timeout_s, priority)
 
     def _arm_of(

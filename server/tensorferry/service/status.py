@@ -24,6 +24,7 @@ _Servicer = TypeVar("_Servicer")
 _CODES: Final[tuple[tuple[type[errors.TensorferryError], grpc.StatusCode], ...]] = (
     (errors.InvalidRequest, grpc.StatusCode.INVALID_ARGUMENT),
     (errors.NotFound, grpc.StatusCode.NOT_FOUND),
+    (errors.AlreadyExists, grpc.StatusCode.ALREADY_EXISTS),
     (errors.Unsupported, grpc.StatusCode.UNIMPLEMENTED),
     (errors.ControlDisabled, grpc.StatusCode.FAILED_PRECONDITION),
     (errors.Overloaded, grpc.StatusCode.RESOURCE_EXHAUSTED),

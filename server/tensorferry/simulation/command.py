@@ -42,6 +42,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--max-batch-size", type=int, metavar="ROWS", help="default: the model's, or the largest of --run-ms")
     add("--max-queue-delay-us", type=int, metavar="US", help="hold unfull batches for so long")
     add("--streams", type=int, metavar="N", help="batches that run side by side (default: the model's, or 1)")
+    add("--slots", type=int, default=1, metavar="N", help="batches that a stream takes at once (default: 1)")
+    add("--copy-in-ms", metavar="ROWS:MS,...", help="time to copy a batch to the device (default: none)")
+    add("--copy-out-ms", metavar="ROWS:MS,...", help="time to copy its outputs back (default: none)")
     add("--inline", action="store_true", help="run batches on the event loop's thread, as quick models do")
     add("--objective-ms", type=float, metavar="MS", help="the model's latency_objective_ms")
     add(
@@ -108,10 +111,13 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def _study(parsed: argparse.Namespace) -> Study:
+    from tensorferry.simulation.curves import pipelined
     from tensorferry.simulation.sweep import Study
 
     _require_positive(parsed)
-    spec, curve = _model(parsed)
+    spec, run_curve = _model(parsed)
+    copies = _copies(parsed)
+    curve = run_curve.plus(*copies.values())
     most = max(1, spec.max_batch_size)
     if parsed.request_rows > most:
         raise SettingsError(f"--request-rows {parsed.request_rows} don't fit batches of {most} rows")
@@ -121,12 +127,13 @@ def _study(parsed: argparse.Namespace) -> Study:
             f"--objective-ms {objective_ms:g} can't be met: a run of {parsed.request_rows} row(s) alone takes"
             f" {curve(parsed.request_rows) * 1e3:.3g} ms; allow more"
         )
-    machine = _machine(parsed, spec, curve)
+    machine = _machine(parsed, spec, run_curve, copies)
+    service = pipelined([run_curve, *copies.values()], machine.slots, most)
     return Study(
         spec=spec,
         machine=machine,
         curve=curve,
-        capacity=curve.capacity(most, 1 if machine.inline else machine.streams),
+        capacity=service.capacity(most, 1 if machine.inline else machine.streams),
         arrive=partial(_arrive, parsed.arrivals, parsed.seed),
         seconds=parsed.seconds,
         max_requests=parsed.max_requests,
@@ -157,14 +164,32 @@ def _model(parsed: argparse.Namespace) -> tuple[ModelSpec, RunCurve]:
     ), curve
 
 
-def _machine(parsed: argparse.Namespace, spec: ModelSpec, curve: RunCurve) -> Machine:
+def _copies(parsed: argparse.Namespace) -> dict[str, RunCurve]:
+    """Return the times of the copies that were given, by their names in ``Machine``."""
+    from tensorferry.simulation.curves import parse_curve
+
+    flags = {
+        "copy_in_s": ("--copy-in-ms", parsed.copy_in_ms),
+        "copy_out_s": ("--copy-out-ms", parsed.copy_out_ms),
+    }
+    return {name: parse_curve(text, flag) for name, (flag, text) in flags.items() if text is not None}
+
+
+def _machine(
+    parsed: argparse.Namespace, spec: ModelSpec, curve: RunCurve, copies: dict[str, RunCurve]
+) -> Machine:
     from tensorferry.simulation.curves import noisy
     from tensorferry.simulation.executor import Machine
 
     if parsed.inline and (parsed.streams or 1) > 1:
         raise SettingsError(f"--inline has one place to run; it doesn't go with --streams {parsed.streams}")
+    if parsed.inline and (parsed.slots > 1 or copies):
+        raise SettingsError(
+            "--inline runs on the CPU, a batch at a time; it doesn't go with --slots and copies"
+        )
     run_s = noisy(curve, parsed.noise, seed=parsed.seed) if parsed.noise else curve
-    return Machine(run_s, parsed.streams or len(spec.devices), parsed.inline, _costs(parsed.loop_us))
+    streams = parsed.streams or len(spec.devices)
+    return Machine(run_s, streams, parsed.inline, _costs(parsed.loop_us), parsed.slots, **copies)
 
 
 def _costs(text: str) -> LoopCosts:
@@ -217,7 +242,15 @@ def _arrive(kind: str, seed: int, rate: float, seconds: float) -> Instants:
 
 
 def _require_positive(parsed: argparse.Namespace) -> None:
-    for name in ("max_batch_size", "streams", "objective_ms", "seconds", "max_requests", "request_rows"):
+    for name in (
+        "max_batch_size",
+        "streams",
+        "slots",
+        "objective_ms",
+        "seconds",
+        "max_requests",
+        "request_rows",
+    ):
         value = getattr(parsed, name)
         if value is not None and not 0 < value < math.inf:
             raise SettingsError(f"--{name.replace('_', '-')} must be more than 0, not {value:g}")
@@ -230,5 +263,7 @@ def _require_positive(parsed: argparse.Namespace) -> None:
 def _headline(study: Study) -> str:
     most = max(1, study.spec.max_batch_size)
     where = "inline" if study.machine.inline else f"{study.machine.streams} stream(s)"
+    if study.machine.slots > 1:
+        where += f" of {study.machine.slots} slots"
     times = ", ".join(f"{rows}: {each * 1e3:.3g}" for rows, each in study.curve.points(most).items())
     return f"run ms by rows: {times}\n{where}, capacity {study.capacity:.0f} rows/s (load 1)"

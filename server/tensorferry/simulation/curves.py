@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from random import Random
 
 from tensorferry.errors import SettingsError
 
-__all__ = ["RunCurve", "RunTime", "affine", "drifting", "noisy", "parse_curve"]
+__all__ = ["RunCurve", "RunTime", "affine", "drifting", "no_time", "noisy", "parse_curve", "pipelined"]
 
 RunTime = Callable[[int, float], float]
 
@@ -51,6 +51,27 @@ class RunCurve:
         """Return what a warm-up at powers of two and at ``max_rows`` would have measured."""
         sizes = {max_rows, *[1 << power for power in range(max_rows.bit_length())]}
         return {size: self(size) for size in sorted(sizes) if size <= max_rows}
+
+    def plus(self, *others: RunCurve) -> RunCurve:
+        """Return the time of this and of the others, one after another."""
+        rows = tuple(sorted({*self.rows, *[row for other in others for row in other.rows]}))
+        return RunCurve(rows, tuple(self(row) + sum([other(row) for other in others]) for row in rows))
+
+
+def no_time(rows: int, now: float) -> float:
+    """Return 0.0 for any rows, at any time."""
+    return 0.0
+
+
+def pipelined(stages: Sequence[RunCurve], slots: int, max_rows: int) -> RunCurve:
+    """Return for how long a batch of a busy stream keeps the next one from being done, by its rows.
+
+    Batches go through the ``stages`` one after another, each of which takes one batch at a time; the
+    stream takes at most ``slots`` batches at once.
+    """
+    sizes = sorted({row for stage in stages for row in (*stage.rows, *stage.points(max_rows))})
+    times = [[stage(size) for stage in stages] for size in sizes]
+    return RunCurve(tuple(sizes), tuple(max(*each, sum(each) / slots) for each in times))
 
 
 def affine(fixed_s: float, row_s: float) -> RunCurve:
@@ -89,8 +110,8 @@ def drifting(curve: RunTime, factors: Mapping[float, float]) -> RunTime:
     return run_s
 
 
-def parse_curve(text: str) -> RunCurve:
-    """Read ``ROWS:MS,ROWS:MS,...``.
+def parse_curve(text: str, flag: str = "--run-ms") -> RunCurve:
+    """Read ``ROWS:MS,ROWS:MS,...``, the value of ``flag``.
 
     Raises:
         SettingsError: says which point is wrong, and what one looks like.
@@ -102,18 +123,18 @@ def parse_curve(text: str) -> RunCurve:
             rows, run_ms = int(rows_text), float(ms_text)
         except ValueError:
             raise SettingsError(
-                f"--run-ms: {part.strip()!r} isn't ROWS:MILLISECONDS; write for example 1:0.08,64:0.25"
+                f"{flag}: {part.strip()!r} isn't ROWS:MILLISECONDS; write for example 1:0.08,64:0.25"
             ) from None
         if rows < 1 or not 0 < run_ms < math.inf:
-            raise SettingsError(f"--run-ms: {part.strip()!r} must have at least 1 row and more than 0 ms")
+            raise SettingsError(f"{flag}: {part.strip()!r} must have at least 1 row and more than 0 ms")
         if rows in points:
-            raise SettingsError(f"--run-ms: {rows} rows are given twice; give each number of rows once")
+            raise SettingsError(f"{flag}: {rows} rows are given twice; give each number of rows once")
         points[rows] = run_ms / 1e3
     ordered = sorted(points.items())
     for (few, quick_s), (many, slow_s) in pairwise(ordered):
         if slow_s < quick_s:
             raise SettingsError(
-                f"--run-ms: {many} rows take {slow_s * 1e3:g} ms and {few} rows {quick_s * 1e3:g} ms; more"
+                f"{flag}: {many} rows take {slow_s * 1e3:g} ms and {few} rows {quick_s * 1e3:g} ms; more"
                 " rows can't take less time: measure again"
             )
     return RunCurve(tuple(points for points, _ in ordered), tuple(seconds for _, seconds in ordered))

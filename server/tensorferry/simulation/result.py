@@ -36,6 +36,7 @@ class Result:
     outcomes: NDArray[np.uint8]
     spent_s: Instants
     batch_started_at: Instants
+    batch_ended_at: Instants
     batch_rows: NDArray[np.int64]
     batch_run_s: Instants
     streams: int
@@ -65,10 +66,10 @@ class Result:
 
     @property
     def utilisation(self) -> float:
-        """The busy share of the streams from the first arrival until the last batch ended, 0 to 1."""
+        """For what share of the time, from first arrival to last batch's end, streams run; 0 to 1."""
         if not len(self.batch_rows):
             return 0.0
-        last_end = float((self.batch_started_at + self.batch_run_s).max())
+        last_end = float(self.batch_ended_at.max())
         seconds = last_end - min(float(self.arrivals[0]), float(self.batch_started_at[0]))
         return float(self.batch_run_s.sum()) / (seconds * self.streams)
 
@@ -88,6 +89,7 @@ class Result:
             outcomes=self.outcomes[first:],
             spent_s=self.spent_s[first:],
             batch_started_at=self.batch_started_at[batches],
+            batch_ended_at=self.batch_ended_at[batches],
             batch_rows=self.batch_rows[batches],
             batch_run_s=self.batch_run_s[batches],
         )

@@ -96,6 +96,7 @@ class Simulation:
             outcomes=np.frombuffer(self._outcomes, dtype=np.uint8),
             spent_s=np.asarray(self._spent_s),
             batch_started_at=np.asarray(self.executor.started_at),
+            batch_ended_at=np.asarray(self.executor.ended_at),
             batch_rows=np.asarray(self.executor.rows, dtype=np.int64),
             batch_run_s=np.asarray(self.executor.run_s),
             streams=self._streams,

@@ -23,6 +23,7 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags, TraceState
 
 from tensorferry.batching.record import BatchRecord
+from tensorferry.device import DeviceRun
 from tensorferry.tracing.request import RequestTrace
 
 __all__ = ["MAX_SPANS", "SpanMaker"]
@@ -132,6 +133,7 @@ class SpanMaker:
             "tensorferry.batch.reason": record.reason,
             "tensorferry.batch.hold_us": round(record.hold_s * 1e6),
             "tensorferry.batch.stream": record.stream,
+            **_on_device(record.result.device),
         }
         run: dict[str, Any] = {
             "tensorferry.run.input_us": record.input_ns // 1000,
@@ -192,6 +194,20 @@ class SpanMaker:
 
     def _ns(self, at: float) -> int:
         return round(at * 1e9) + self._offset_ns
+
+
+def _on_device(run: DeviceRun | None) -> dict[str, Any]:
+    """Return what a batch took on a GPU; nothing of one on the CPU."""
+    if run is None:
+        return {}
+    return {
+        "tensorferry.device.copy_in_us": run.copy_in_ns // 1000,
+        "tensorferry.device.run_us": run.run_ns // 1000,
+        "tensorferry.device.copy_out_us": run.copy_out_ns // 1000,
+        "tensorferry.device.graph": run.is_graph,
+        "tensorferry.device.padded_rows": run.padded_rows,
+        "tensorferry.device.out_of_memory": run.out_of_memory,
+    }
 
 
 def _submitted_at(trace: RequestTrace) -> float:

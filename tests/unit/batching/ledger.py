@@ -38,6 +38,7 @@ OTHER = st.one_of(
     st.tuples(st.just("finish_last")),
     st.tuples(st.just("fail")),
     st.tuples(st.just("stop")),
+    st.tuples(st.just("follow"), st.sampled_from([-1.0, 0.0, 0.25, 1.0, NEVER])),
 )
 
 
@@ -107,10 +108,15 @@ class Ledger:
             self.station.executor.finish()
 
     def _finish_last(self) -> None:
-        """The batch that was started last is done first, as on a faster stream."""
-        running = self.station.executor._running
-        running.insert(0, running.pop()) if running else None
-        self._finish()
+        """The stream that was idle last is done first, as a faster one would be."""
+        running = self.station.executor.running
+        first = [batch for batch in running if batch.behind is None]
+        if first:
+            self.station.executor.finish(batch=first[-1])
+
+    def _follow(self, seconds) -> None:
+        """From now on, an unfull batch is best started behind another so many seconds from now."""
+        self.station.executor.best_instant = self.station.clock.now() + seconds
 
     def _fail(self) -> None:
         if self.station.executor.running:
@@ -177,6 +183,7 @@ class Ledger:
         assert counts.inference_count >= sum(request.rows for request in answered)
         assert counts.inference_count == sum(rows * size.count for rows, size in counts.batch_sizes.items())
         assert counts.execution_count == sum(size.count for size in counts.batch_sizes.values())
+        assert counts.execution_count == sum(counts.departures.values())
 
 
 def assert_idle(station: Station) -> None:
@@ -191,5 +198,6 @@ def assert_idle(station: Station) -> None:
     assert batcher._queue.waiting() == []
     assert len(batcher._expiry) == 0
     assert len(batcher._forecast.runs) == 0
+    assert len(batcher._forecast.followers) == 0
     assert station.clock.next_timer() is None
     asyncio.run(asyncio.wait_for(batcher.wait_idle(), 1.0))

@@ -118,6 +118,80 @@ def test_drained_is_a_bound_on_every_forecast(ahead, rows, streams):
     assert known.completion(0.0, ahead, rows, NEVER) <= known.drained_s(ahead)
 
 
+# -- batches that follow others -----------------------------------------------------------------
+
+
+def followed(known: Forecast, *sizes: int) -> list[Batch]:
+    """Start batches at 0 s, each behind the one before."""
+    batches = [batch(rows) for rows in sizes]
+    for ahead, each in zip([None, *batches], batches, strict=False):
+        each.behind = ahead
+        known.started(each, 0.0)
+        if ahead is not None:
+            known.followers[ahead] = each
+    return batches
+
+
+def hand_on(known: Forecast, running: Batch, at: float) -> bool:
+    is_followed = known.handed_on(running, at)
+    known.finished(running, 0, at, True, 0)
+    return is_followed
+
+
+def test_stream_is_free_when_the_last_of_its_batches_is_done():
+    known = forecast()
+    followed(known, 4, 2, 1)
+    assert known.free_at(1.0) == 7.0
+    assert known.completion(1.0, 0, 1, NEVER) == 8.0
+
+
+def test_overdue_batch_puts_off_those_behind_it():
+    known = forecast()
+    followed(known, 4, 2)
+    assert known.free_at(6.0) == 6.0 + 2.0
+
+
+def test_stream_without_followers_is_free_before_one_with():
+    known = forecast(streams=2)
+    followed(known, 2, 1)
+    known.started(batch(4), 0.0)
+    assert known.free_at(1.0) == 3.0
+    assert known.completion(1.0, 8, 1, NEVER) == 4.0 + 1.0, "the other stream takes the eight"
+
+
+def test_batch_has_the_stream_from_the_end_of_the_one_before_it():
+    known = forecast(seed={4: 4.0})
+    first, second, third = followed(known, 4, 4, 4)
+    assert hand_on(known, first, 4.0)
+    assert second.behind is None
+    assert known.free_at(5.0) == 12.0
+    assert hand_on(known, second, 8.0)
+    assert not hand_on(known, third, 12.0)
+    assert known.expected(4) == pytest.approx(4.0)
+    assert (known.runs, known.followers) == ({}, {})
+
+
+@given(ahead=st.integers(0, 50), rows=st.integers(1, 8), behind=st.integers(0, 3))
+def test_drained_is_a_bound_with_followers_as_well(ahead, rows, behind):
+    known = forecast()
+    followed(known, *[8] * (behind + 1))
+    assert known.completion(0.0, ahead, rows, NEVER) <= known.drained_s(ahead)
+
+
+# -- what a device has memory for ---------------------------------------------------------------
+
+
+def test_batches_of_a_row_limit_are_forecast():
+    known = forecast()
+    assert known.limit_rows(0, 4) == 4
+    assert known.completion(0.0, 4, 1, NEVER) == 4.0 + 1.0
+    assert known.whole_s == 4.0
+    assert known.limit_rows(1, 2) == 2
+    assert known.limit_rows(1, 0) == 4
+    assert known.limit_rows(0, 0) == 8
+    assert known.whole_s == 8.0
+
+
 # -- arrivals -----------------------------------------------------------------------------------
 
 

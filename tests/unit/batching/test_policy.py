@@ -11,9 +11,11 @@ from tensorferry.batching.policy import (
     QueueView,
     Rest,
     Run,
+    Spare,
     Wait,
     cut,
     decide,
+    follow,
 )
 from tensorferry.batching.record import DEADLINE, FULL, HOLD, IDLE, PREFERRED
 from tensorferry.batching.run_times import RunTimes
@@ -147,6 +149,71 @@ def test_greedy_limits_mean_that_whatever_waits_leaves_at_once(count, rows, is_f
 @pytest.mark.parametrize("limits", [Limits(9, max_queue_delay_s=1e-6), Limits(9, preferred_rows=(4,))])
 def test_a_delay_or_preferred_sizes_are_not_greedy(limits):
     assert not limits.is_greedy
+
+
+# -- places behind a batch that runs ------------------------------------------------------------
+
+#: The batch before ends at 11; whoever leaves at 10 is ready then.
+SPARE = Spare(follow_at=10.0, free_at=11.0)
+
+
+def one_s(rows: int) -> float:
+    return 1.0
+
+
+def test_full_batch_follows_at_once_and_an_unfull_one_when_waiting_gains_nothing_any_more():
+    limits = Limits(8)
+    assert follow(view(rows=8, count=8, is_full=True), limits, 5.0, SPARE, one_s) == Run(8, FULL)
+    assert follow(view(rows=7, count=7), limits, 5.0, SPARE, one_s) == Wait(10.0)
+    assert follow(view(rows=7, count=7), limits, 10.0, SPARE, one_s) == Run(7, IDLE)
+
+
+def test_where_nothing_is_known_an_unfull_batch_never_follows():
+    unknown = Spare(NEVER, 5.0)
+    assert follow(view(rows=7, count=7), Limits(8), 1e9, unknown, one_s) == Wait(NEVER)
+    assert follow(view(rows=8, count=8, is_full=True), Limits(8), 1.0, unknown, one_s) == Run(8, FULL)
+
+
+def test_full_batch_below_the_highest_level_follows_as_late_as_an_unfull_one():
+    low = QueueView(8, 8, True, 0.0, NEVER, level=1)
+    assert follow(low, Limits(8), 5.0, SPARE, one_s) == Wait(10.0)
+    assert follow(low, Limits(8), 10.0, SPARE, one_s) == Run(8, FULL)
+
+
+def test_full_batch_that_will_have_to_be_cut_is_not_settled_before_it_leaves():
+    in_time = view(rows=8, count=8, is_full=True, limit=12.0)
+    late = view(rows=8, count=8, is_full=True, limit=11.9)
+    assert follow(in_time, Limits(8), 5.0, SPARE, one_s) == Run(8, FULL)
+    assert follow(late, Limits(8), 5.0, SPARE, one_s) == Wait(10.0)
+    assert follow(late, Limits(8), 10.0, SPARE, one_s) == Run(8, FULL)
+
+
+def test_hold_is_obeyed_behind_a_batch_as_on_an_idle_stream():
+    assert follow(view(oldest=8.5), HELD, 9.0, SPARE, one_s) == Wait(10.0), "the hold is over by then"
+    assert follow(view(oldest=9.5), HELD, 9.6, SPARE, one_s) == Wait(10.5)
+    assert follow(view(oldest=9.5), HELD, 10.5, SPARE, one_s) == Run(1, HOLD)
+    assert follow(view(rows=8, count=8, is_full=True, oldest=9.5), HELD, 9.6, SPARE, one_s) == Run(8, FULL)
+
+
+@given(
+    now=st.floats(0.0, 20.0),
+    rows=st.integers(1, 8),
+    oldest=st.floats(0.0, 20.0),
+    limit=st.floats(0.0, 30.0) | st.just(NEVER),
+    delay_s=st.sampled_from([0.0, 1.0, 5.0]),
+    preferred=st.sampled_from([(), (2, 4)]),
+)
+def test_from_the_instant_on_a_place_is_as_good_as_an_idle_stream(
+    now, rows, oldest, limit, delay_s, preferred
+):
+    limits = Limits(8, delay_s, preferred)
+    seen = QueueView(rows, rows, rows == 8, oldest, limit)
+    if now >= SPARE.follow_at:
+        assert follow(seen, limits, now, SPARE, one_s) == decide(seen, 1, limits, now, one_s)
+    elif rows < 8:
+        decision = follow(seen, limits, now, SPARE, one_s)
+        assert isinstance(decision, Wait)
+        assert decision.until >= SPARE.follow_at
 
 
 # -- which of those who wait are in time --------------------------------------------------------

@@ -99,6 +99,90 @@ def drawn(*frames, width=80, height=24, wanted="", has_blocks=True, trouble="", 
     return file.getvalue()
 
 
+def gpu(device="cuda:0", **changes):
+    known = {
+        "uuid": "GPU-1",
+        "device": device,
+        "name": "NVIDIA H200",
+        "utilization": 0.91,
+        "memory_used_bytes": 60 * 2**30,
+        "memory_total_bytes": 140 * 2**30,
+        "power_w": 512.0,
+        "power_limit_w": 700.0,
+        "temperature_c": 64,
+        "throttled": [],
+    }
+    return {**known, **changes}
+
+
+def on_gpu(**changes):
+    """How a model fills its device."""
+    known = {
+        "names": ["cuda:0"],
+        "run": 0.83,
+        "copy_in": 0.41,
+        "copy_out": 0.04,
+        "graphs": 0.97,
+        "padded_rows": 0.03,
+        "row_limit": 0,
+        "out_of_memory_per_s": 0,
+        "memory_bytes": 3 * 2**30,
+    }
+    return {**known, **changes}
+
+
+class TestGpus:
+    def test_a_line_tells_how_each_is(self):
+        text = drawn({**frame(), "gpus": [gpu(), gpu("cuda:1", utilization=0.5)]}, width=120, height=40)
+        lines = [line for line in text.splitlines() if line.startswith("cuda:")]
+        assert lines == [
+            f"{device}  busy {busy}  memory 60.0 GiB of 140.0 GiB  512 of 700 W  64 °C  NVIDIA H200"
+            for device, busy in (("cuda:0", "91%"), ("cuda:1", "50%"))
+        ]
+
+    def test_what_one_does_not_tell_is_left_out(self):
+        part = gpu(utilization=None, power_w=None, power_limit_w=None, temperature_c=None)
+        text = drawn({**frame(), "gpus": [part]}, width=120)
+        assert "cuda:0  busy -  memory 60.0 GiB of 140.0 GiB  NVIDIA H200" in text
+
+    def test_without_any_there_is_no_line(self):
+        with_none, before = drawn({**frame(), "gpus": []}), drawn(frame())
+        assert with_none == before
+        assert "cuda" not in before
+
+    def test_many_leave_room_for_the_models(self):
+        text = drawn({**frame(), "gpus": [gpu(f"cuda:{number}") for number in range(8)]}, height=24)
+        assert "and 7 GPUs more" in text
+        assert "\nranker" in text
+
+    def test_a_power_limit_is_no_fault_and_heat_is(self):
+        text = drawn({**frame(), "gpus": [gpu(throttled=["power_cap"])]}, width=120)
+        assert "at its limit" in text
+        assert "slowed" not in text
+        assert problems({**frame(), "gpus": [gpu(throttled=["power_cap"])]}) == []
+        hot = {**frame(), "gpus": [gpu(throttled=["power_cap", "thermal"])]}
+        assert "slowed by thermal" in drawn(hot, width=120)
+        assert problems(hot) == [(WARN, "cuda:0 runs slower than it could: thermal")]
+
+    def test_the_model_in_full_says_how_it_fills_its_own(self):
+        text = drawn(frame(model(device=on_gpu())), width=120)
+        assert (
+            "on cuda:0:  runs 83%  copies in 41%, out 4%  CUDA graphs 97%  padding 3% of rows  holds 3.0 GiB"
+            in text
+        )
+        assert "CUDA" not in drawn(frame(model(device=None)), width=120)
+
+    def test_a_device_that_ran_nothing_yet_is_told(self):
+        idle = on_gpu(run=0.0, copy_in=0.0, copy_out=0.0, graphs=None, padded_rows=None)
+        text = drawn(frame(model(device=idle)), width=120)
+        assert "on cuda:0:  runs 0%  copies in 0%, out 0%  CUDA graphs -  holds 3.0 GiB" in text
+
+    def test_batches_that_no_longer_fit_are_a_problem(self):
+        found = problems(frame(model(device=on_gpu(row_limit=48))))
+        assert [weight for weight, _ in found] == [WARN]
+        assert "more than 48 rows" in found[0][1]
+
+
 class TestPicture:
     def test_it_says_of_the_server_and_of_its_models_what_matters(self):
         text = drawn(frame(), width=140)

@@ -26,7 +26,7 @@ class Dials:
         return self.values.get(scope, {})
 
     def apply(self, scope, change):
-        wrong = [name for name, value in change.items() if value < 0]
+        wrong = [name for name, value in change.items() if value is not None and value < 0]
         if wrong:
             raise InvalidRequest(f"{wrong[0]} can't be less than 0")
         self.applied.append((scope, dict(change)))
@@ -164,6 +164,21 @@ def test_the_parent_s_own_settings_change_too(root):
 
     run(main())
     assert own.values == {"": {"level": 999}}
+
+
+def test_what_was_taken_away_is_forgotten(root):
+    async def use(parent, dials):
+        control = parent.processes[0].control
+        for number in range(100):
+            await control.adjust("trace", "", {f"only {number}": 1})
+            await control.adjust("trace", "", {f"only {number}": None})
+        await control.adjust("trace", "", {"stays": 1, "goes": 2})
+        await control.adjust("trace", "", {"goes": None})
+        late = await added(parent, 2)
+        await settle()
+        assert late.applied == [("", {"stays": 1})]
+
+    fleet(root, use)
 
 
 def test_a_group_that_no_process_has_is_not_found(root):

@@ -5,7 +5,9 @@ from __future__ import annotations
 from tests.unit.control.support import with_processes
 from tests.unit.live_support import ask, write_version
 
-from tensorferry.control.statistics import FleetStatistics, VersionStatistics, merged
+from tensorferry.control.statistics import FleetStatistics, VersionStatistics, memory_usage, merged
+from tensorferry.device import DeviceMemory
+from tensorferry.execution.launching import DeviceStatus
 from tensorferry.wire import open_inference_pb2 as pb
 
 
@@ -40,6 +42,41 @@ def test_counts_add_up_and_batch_sizes_are_put_together():
     sizes = {each.batch_size: each.compute_infer.count for each in total.batch_stats}
     assert sizes == {1: 7, 2: 5}
     assert [each.batch_size for each in total.batch_stats] == [1, 2]
+
+
+def gpu(device: str, weights: int, pinned: int = 0) -> DeviceStatus:
+    return DeviceStatus(device, memory=DeviceMemory(weights=weights, staging=1, pinned=pinned))
+
+
+def usage(message: pb.ModelStatistics) -> list[tuple[str, int, int]]:
+    return [(each.type, each.id, each.byte_size) for each in message.memory_usage]
+
+
+def holding(*devices: DeviceStatus) -> pb.ModelStatistics:
+    return pb.ModelStatistics(name="m", version="1", memory_usage=memory_usage(devices))
+
+
+def test_memory_is_told_by_gpu_and_what_is_pinned_on_the_host_together():
+    message = holding(gpu("cuda:0", 100, pinned=5), gpu("cuda:0", 0, pinned=5), gpu("cuda:3", 100, pinned=7))
+    assert sorted(usage(message)) == [("CPU_PINNED", 0, 17), ("GPU", 0, 102), ("GPU", 3, 101)]
+
+
+def test_a_model_on_the_cpu_tells_no_memory():
+    assert usage(holding()) == []
+
+
+def test_the_memory_of_processes_adds_up():
+    total = merged([holding(gpu("cuda:0", 10)), holding(gpu("cuda:0", 20)), holding(gpu("cuda:1", 30))])
+    assert usage(total) == [("GPU", 0, 32), ("CPU_PINNED", 0, 0), ("GPU", 1, 31)]
+
+
+def test_a_dead_process_holds_no_memory():
+    fleet = FleetStatistics()
+    line = VersionStatistics("m", 1, "i", holding(gpu("cuda:0", 10)))
+    fleet.total({0: [line]}, "", "")
+    fleet.leave(0)
+    (after,) = fleet.total({1: [line]}, "", "")
+    assert usage(after.message) == [("GPU", 0, 11), ("CPU_PINNED", 0, 0)]
 
 
 def test_merging_leaves_the_parts_as_they_are():

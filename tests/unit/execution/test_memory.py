@@ -5,11 +5,14 @@ import threading
 from dataclasses import replace
 
 import pytest
-from tests.unit.support import PATIENCE_S, model_spec, run
+from tests.unit.support import PATIENCE_S, model_spec, run, tensor_spec
 
+from tensorferry.device import Tuning
 from tensorferry.errors import ModelLoadError
-from tensorferry.execution.memory import HOST, LOADS, Loads, check_memory, needed_bytes
+from tensorferry.execution.memory import LOADS, Loads, check_memory
+from tensorferry.execution.memory_needs import HOST, needed_bytes
 from tensorferry.execution.pool import open_pool
+from tensorferry.model import PaddingSpec
 
 MIB = 2**20
 
@@ -35,8 +38,57 @@ def test_each_copy_on_the_cpu_needs_the_files_size_and_some_more(spec):
 
 def test_copies_on_gpus_need_memory_there_and_pass_through_the_hosts(spec):
     one = needed_bytes(spec(100))[HOST]
-    needed = needed_bytes(spec(100, devices=("cuda:0", "cuda:1", "cuda:1")))
-    assert needed == {"cuda:0": one, "cuda:1": 2 * one, HOST: 300 * MIB}
+    own = spec(100, devices=("cuda:0", "cuda:1", "cuda:1"), inputs=[tensor_spec("x", "FP32", (-1,))])
+    assert needed_bytes(own) == {"cuda:0": one, "cuda:1": 2 * one, HOST: 300 * MIB}
+
+
+def test_streams_that_share_weights_need_one_copy_on_each_device(spec):
+    one = needed_bytes(spec(100))[HOST]
+    own = spec(
+        100,
+        devices=("cuda:0", "cuda:1", "cuda:1"),
+        inputs=[tensor_spec("x", "FP32", (-1,))],
+        tuning=Tuning(shares_weights=True),
+    )
+    assert needed_bytes(own) == {"cuda:0": one, "cuda:1": one, HOST: 200 * MIB}
+    assert needed_bytes(replace(own, devices=("cpu", "cpu"))) == {HOST: 2 * one}
+
+
+def test_each_stream_on_a_gpu_has_staging_buffers_there_and_pinned_ones_on_the_host(spec):
+    without = needed_bytes(spec(100, devices=("cuda:0",) * 2, inputs=[tensor_spec("x", "FP32", (-1,))]))
+    own = spec(
+        100,
+        devices=("cuda:0",) * 2,
+        inputs=[tensor_spec("x", "FP32", (1024, 256)), tensor_spec("mask", "INT64", (1024, 128))],
+        max_batch_size=16,
+        tuning=Tuning(staging_slots=4),
+    )
+    staging = 2 * 4 * 16 * 2 * MIB
+    assert needed_bytes(own) == {place: size + staging for place, size in without.items()}
+    shared = needed_bytes(replace(own, tuning=replace(own.tuning, shares_weights=True)))
+    assert shared["cuda:0"] == without["cuda:0"] // 2 + staging, "buffers are never shared"
+    on_cpu = replace(own, devices=("cpu",))
+    assert needed_bytes(on_cpu) == needed_bytes(spec(100)), "the CPU has none"
+
+
+def test_staging_buffers_of_a_padded_model_are_for_its_longest_bucket(spec):
+    plain = needed_bytes(spec(100, devices=("cuda:0",), inputs=[tensor_spec("x", "FP32", (-1,))]))
+    padding = PaddingSpec(("x",), (), (128, 512), lengths_input="lengths")
+    own = spec(
+        100,
+        devices=("cuda:0",),
+        inputs=[tensor_spec("x", "INT64", (-1,))],
+        max_batch_size=1024,
+        padding=padding,
+    )
+    row_bytes = 512 * 8 + 8  # the lengths are an input of the model's
+    assert needed_bytes(own)["cuda:0"] - plain["cuda:0"] == 3 * 1024 * row_bytes
+
+
+def test_model_without_batch_dimension_is_staged_one_at_a_time(spec):
+    plain = needed_bytes(spec(100, devices=("cuda:0",), inputs=[tensor_spec("x", "FP32", (-1,))]))
+    own = spec(100, devices=("cuda:0",), inputs=[tensor_spec("x", "FP32", (MIB,))], max_batch_size=0)
+    assert needed_bytes(own)["cuda:0"] - plain["cuda:0"] == 3 * 4 * MIB
 
 
 def test_all_files_of_a_version_count_where_weights_may_stand_beside_the_model(spec, tmp_path):
@@ -90,6 +142,23 @@ def test_memory_of_each_gpu_is_checked(spec):
         check_memory(own, 0, enough | {"cuda:1": 100 * MIB})
     with pytest.raises(ModelLoadError, match="200 MiB of memory for its way to the GPU"):
         check_memory(own, 0, enough | {HOST: 100 * MIB})
+
+
+def test_refusal_of_a_model_on_gpus_names_the_staging_buffers_and_what_else_can_be_lowered(spec):
+    own = spec(100, devices=("cuda:0", "cuda:0"), inputs=[tensor_spec("x", "FP32", (MIB,))])
+    enough = {HOST: 2**40, "cuda:0": 2**40}
+    with pytest.raises(ModelLoadError) as caught:
+        check_memory(own, 0, enough | {"cuda:0": 300 * MIB})
+    message = str(caught.value)
+    assert "of memory of cuda:0 for 2 copies of" in message
+    assert "and 192 MiB of staging buffers; 300 MiB are available" in message
+    assert "its max_batch_size or its staging_slots, let its streams share their weights" in message
+    with pytest.raises(ModelLoadError, match=r"model\.pt, and 192 MiB of pinned staging buffers"):
+        check_memory(own, 0, enough | {HOST: 300 * MIB})
+    shared = replace(own, tuning=Tuning(shares_weights=True))
+    with pytest.raises(ModelLoadError, match="for 1 copy of") as caught:
+        check_memory(shared, 0, enough | {"cuda:0": 300 * MIB})
+    assert "ENABLE_WEIGHT_SHARING" not in str(caught.value)
 
 
 def test_place_of_which_nothing_is_known_is_not_held_against_the_model(spec):

@@ -261,7 +261,7 @@ def test_a_frame_of_many_versions_is_whole_and_made_in_several_turns():
                 await asyncio.sleep(0)
         frame = json.loads(await viewer.next())
         assert [each["model"] for each in frame["models"]] == [f"m{number:03}" for number in range(300)]
-        assert set(frame) == {"at", "interval_s", "server", "total", "models"}
+        assert set(frame) == {"at", "interval_s", "server", "gpus", "total", "models"}
 
     on_stage(use)
 

@@ -39,8 +39,9 @@ def test_pbtxt_and_yaml_say_the_same(tmp_path):
     ("config", "expected"),
     [
         (
-            'max_batch_size: 8\n\noptimization { priority: 1 }\n',
-            "config.pbtxt:3: Tensorferry doesn't support the field 'optimization' in ModelConfig; remove it",
+            'max_batch_size: 8\n\nmodel_transaction_policy { decoupled: true }\n',
+            "config.pbtxt:3: Tensorferry doesn't support the field 'model_transaction_policy' in ModelConfig;"
+            " remove it",
         ),
         ("max_batchsize: 8", "config.pbtxt:1: Tensorferry doesn't support the field 'max_batchsize' in"
          " ModelConfig; remove it; did you mean 'max_batch_size'?"),
@@ -93,8 +94,9 @@ def test_syntax_error_that_quotes_a_parser_message_is_still_a_syntax_error(refus
     ("config", "expected"),
     [
         (
-            "max_batch_size: 8\noptimization: {priority: 1}",
-            "config.yaml:2: Tensorferry doesn't support the field 'optimization' in ModelConfig; remove it",
+            "max_batch_size: 8\nmodel_transaction_policy: {decoupled: true}",
+            "config.yaml:2: Tensorferry doesn't support the field 'model_transaction_policy' in ModelConfig;"
+            " remove it",
         ),
         (
             "input:\n- name: x\n  datatype: TYPE_FP32",

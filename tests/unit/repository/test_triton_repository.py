@@ -40,7 +40,6 @@ PYTORCH_SWITCHES = (
     "ENABLE_JIT_PROFILING",
     "ENABLE_NVFUSER",
     "ENABLE_TENSOR_FUSER",
-    "ENABLE_WEIGHT_SHARING",
 )
 #: Switches that mean something on a GPU alone.
 GPU_SWITCHES = ("DISABLE_CUDNN", "ENABLE_CACHE_CLEANING")
@@ -116,10 +115,6 @@ def test_a_switch_for_gpus_is_taken_for_a_model_on_the_cpu(spec, name, value):
 
 MODEL_FIELDS = [
     ("sequence_batching", "{ max_sequence_idle_microseconds: 5000000 }"),
-    ("optimization", "{ graph: { level: 1 } }"),
-    ("optimization", "{ execution_accelerators { } }"),
-    ("optimization", "{ priority: PRIORITY_MAX }"),
-    ("optimization", "{ input_pinned_memory { enable: true } }"),
     ("model_operations", '{ op_library_filename: "custom_ops.so" }'),
     ("model_transaction_policy", "{ decoupled: true }"),
     ("model_repository_agents", '{ agents { name: "checksum" } }'),
@@ -133,6 +128,25 @@ MODEL_FIELDS = [
 @pytest.mark.parametrize(("field", "value"), MODEL_FIELDS)
 def test_a_feature_of_tritons_that_is_missing_is_refused_by_name_and_line(refusal, field, value):
     assert refusal(f"{TRITON}{field}: {value}").startswith(unsupported(field, "ModelConfig"))
+
+
+OPTIMIZATION_FIELDS = [
+    ("graph", "{ level: 1 }", "ModelOptimizationPolicy"),
+    ("execution_accelerators", "{ }", "ModelOptimizationPolicy"),
+    ("priority", "PRIORITY_MAX", "ModelOptimizationPolicy"),
+    ("gather_kernel_buffer_threshold", "4", "ModelOptimizationPolicy"),
+    ("eager_batching", "true", "ModelOptimizationPolicy"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "message"), OPTIMIZATION_FIELDS)
+def test_a_missing_optimization_is_refused_by_name_and_line(refusal, field, value, message):
+    assert refusal(f"{TRITON}optimization {{ {field}: {value} }}").startswith(unsupported(field, message))
+
+
+def test_graphs_of_stated_shapes_are_refused_by_name_and_line(refusal):
+    more = "optimization { cuda { graph_spec { batch_size: 4 } } }"
+    assert refusal(TRITON + more).startswith(unsupported("graph_spec", "Cuda"))
 
 
 INPUT_FIELDS = [

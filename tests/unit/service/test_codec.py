@@ -162,7 +162,7 @@ def test_typed_strings_are_left_for_the_model_to_refuse_by_name():
 def test_shared_memory_is_refused(raw):
     message = request(("x", "FP32", [1], None if raw else {"fp32_contents": [0.0]}), raw=raw)
     message.inputs[0].parameters["shared_memory_region"].string_param = "region"
-    assert "'x': the shared memory extensions aren't offered" in refusal(decode_inputs, message)
+    assert "'x': shared memory isn't offered here" in refusal(decode_inputs, message)
 
 
 @given(st.binary(max_size=200))

@@ -171,7 +171,7 @@ def test_data_of_another_size_is_checked_anew(engine):
 
 
 def test_plans_are_bounded(engine, monkeypatch):
-    monkeypatch.setattr(plans, "_MAX_PLANS", 2)
+    monkeypatch.setattr(plans, "MAX_PLANS", 2)
     planner = Planner(engine)
     for version in ("", "1", "01", "001", "0001"):
         planner.decode(fraud(model_version=version).SerializeToString())

@@ -7,7 +7,7 @@ import pytest
 
 from tensorferry.errors import SettingsError
 from tensorferry.simulation.arrivals import mmpp, poisson, read_timestamps, replay, steps
-from tensorferry.simulation.curves import RunCurve, affine, drifting, noisy, parse_curve
+from tensorferry.simulation.curves import RunCurve, affine, drifting, noisy, parse_curve, pipelined
 
 
 def dispersion(times: np.ndarray, seconds: float) -> float:
@@ -88,6 +88,20 @@ def test_capacity_is_that_of_the_best_batch():
     assert affine(60e-6, 1.5e-6).capacity(64, streams=2) == pytest.approx(128 / 156e-6)
     # Beyond 8 rows it gets worse.
     assert parse_curve("1:1,8:2,16:8").capacity(16) == pytest.approx(8 / 2e-3)
+
+
+def test_curves_add_up_at_any_size():
+    total = parse_curve("1:1,8:2").plus(parse_curve("4:1"), parse_curve("2:1,4:1,16:4"))
+    for rows in (1, 2, 3, 4, 6, 8, 12, 16, 32):
+        parts = (parse_curve(text)(rows) for text in ("1:1,8:2", "4:1", "2:1,4:1,16:4"))
+        assert total(rows) == pytest.approx(sum(parts))
+
+
+def test_a_busy_stream_is_as_quick_as_its_slowest_stage_or_as_its_slots_allow():
+    run, copy = affine(2e-3, 0.0), affine(1e-3, 0.0)
+    for slots, seconds in ((1, 4e-3), (2, 2e-3), (3, 2e-3)):
+        assert pipelined([run, copy, copy], slots, 8)(5) == pytest.approx(seconds)
+    assert pipelined([run, run, copy], 2, 8)(5) == pytest.approx(2.5e-3)
 
 
 def test_noise_keeps_the_median_and_adds_hiccups():

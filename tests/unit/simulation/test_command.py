@@ -70,6 +70,15 @@ def test_a_model_on_the_loop_is_slower_for_what_the_loop_does(capsys, tmp_path):
     assert float(busy["p50_ms"]) > float(free["p50_ms"])
 
 
+def test_slots_and_copies_change_what_a_stream_carries(capsys):
+    copies = ["--copy-in-ms", "1:0.05,64:0.05", "--copy-out-ms", "64:0.2"]
+    _, out, _ = simulate(capsys, *copies)
+    assert "capacity 128000 rows/s" in out
+    _, out, _ = simulate(capsys, *copies, "--slots", "3")
+    assert "1 stream(s) of 3 slots, capacity 256000 rows/s" in out
+    assert "64: 0.5" in out.splitlines()[0]
+
+
 def test_a_real_model_is_measured(capsys, tmp_path):
     write_mlp(tmp_path)
     arguments = ["simulate", "--model", str(tmp_path / "mlp"), "--loads", "0.5", "--max-requests", "500"]
@@ -99,6 +108,10 @@ def test_the_plot_is_a_picture(capsys, tmp_path, suffix):
         (["--noise", "-1"], "--noise"),
         (["--request-rows", "65"], "don't fit"),
         (["--inline", "--streams", "2"], "--inline"),
+        (["--inline", "--slots", "2"], "--inline"),
+        (["--inline", "--copy-in-ms", "1:1"], "--inline"),
+        (["--slots", "0"], "--slots"),
+        (["--copy-out-ms", "1"], "--copy-out-ms: '1' isn't ROWS:MILLISECONDS"),
         (["--loop-us", "1,2"], "three numbers"),
         (["--loop-us", "1,2,-3"], "negative"),
         (["--arrivals", "no-such-file"], "No such file"),

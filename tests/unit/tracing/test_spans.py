@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 from tests.unit.tracing.support import SAMPLED, Bench, batch_record
 
 from tensorferry.batching.record import BatchRecord
+from tensorferry.device import DeviceRun
 
 pytest.importorskip("opentelemetry.sdk", reason="the extra otlp isn't installed")
 
@@ -89,6 +91,21 @@ def test_attributes_say_what_was_called_and_how_it_ran():
         "tensorferry.run.input_us": 100_000,
         "tensorferry.run.infer_us": 400_000,
         "tensorferry.run.output_us": 100_000,
+    }
+
+
+def test_a_batch_that_ran_on_a_gpu_says_what_it_took_there():
+    batch = record()
+    device = DeviceRun(2_500_000, 7_000_000, 300_000, is_graph=True, padded_rows=3)
+    batch.result = replace(batch.result, device=device)
+    attributes = dict(by_name(maker().spans_of([trace(Bench(), batch)]))["batch"][0].attributes)
+    assert {name: value for name, value in attributes.items() if name.startswith("tensorferry.device")} == {
+        "tensorferry.device.copy_in_us": 2500,
+        "tensorferry.device.run_us": 7000,
+        "tensorferry.device.copy_out_us": 300,
+        "tensorferry.device.graph": True,
+        "tensorferry.device.padded_rows": 3,
+        "tensorferry.device.out_of_memory": False,
     }
 
 

@@ -29,6 +29,7 @@ from tensorferry.execution.backends.signature import (
     input_order,
     positions,
 )
+from tensorferry.execution.backends.untuned import refuse_tuning
 from tensorferry.model import BatchInput, ModelSpec, RunResult
 from tensorferry.tensors import DATATYPES, Buffer, Tensor
 
@@ -67,6 +68,7 @@ def open_model(spec: ModelSpec, device: str) -> OnnxModel:
             what the configuration says.
     """
     where = f"model {spec.name!r} version {spec.version}"
+    refuse_tuning(spec, where, "an ONNX model", "convert the file itself, or serve model.pt or model.pt2")
     threads = spec.intra_op_threads or max(1, len(os.sched_getaffinity(0)) // len(spec.devices))
     session = open_session(str(spec.path), threads, device, where)
     signature = session_signature(session, where)

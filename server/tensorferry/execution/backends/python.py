@@ -28,6 +28,7 @@ import numpy as np
 
 from tensorferry.errors import ModelFailed, ModelLoadError
 from tensorferry.execution.backends.process_host import ProcessModel, open_in_process
+from tensorferry.execution.backends.untuned import refuse_tuning
 from tensorferry.model import BatchInput, ModelSpec, RunResult, TensorSpec
 from tensorferry.tensors import DATATYPES, Tensor, tensor_of
 
@@ -46,6 +47,7 @@ def open_model(spec: ModelSpec, device: str) -> ProcessModel:
             file can't be imported, holds no model, or its ``load`` raises.
     """
     _check_configuration(spec)
+    refuse_tuning(spec, _where(spec), "a Python model", "do it in its code")
     return open_in_process(_TARGET, spec, device)
 
 

@@ -40,6 +40,8 @@ from tensorferry.execution.backends.torch_tensors import (
     open_torch,
     refuse_foreign_datatypes,
 )
+from tensorferry.execution.backends.torch_tuning import place_of
+from tensorferry.execution.backends.untuned import refuse_tuning
 from tensorferry.execution.drift import INLINE_BELOW_S
 from tensorferry.model import BatchInput, Model, ModelSpec, TensorSpec
 
@@ -56,6 +58,7 @@ _CPU_FLAGS: Final = {
     "AVX512_BF16": "avx512_bf16",
     "AMX_TILE": "amx_tile",
 }
+_INSTEAD: Final = "serve the exported program, or compile one of a module that does it itself"
 _MEASURED_RUNS: Final = 10
 
 #: Packages read the environment when they first run; one at a time is made to check its inputs.
@@ -106,7 +109,9 @@ def open_package(spec: ModelSpec, device: str) -> Model:
         ModelLoadError: it is for another processor or device, or isn't what the configuration says.
     """
     where = f"model {spec.name!r} version {spec.version}"
-    runner, metadata = _loaded(spec.path, device, where)
+    refuse_tuning(spec, where, "a compiled package", _INSTEAD, has_graphs=True)
+    place = place_of(device)
+    runner, metadata = _loaded(spec.path, place, where)
     input_names, output_names = _flat_names(runner.get_call_spec())
     signature = _signature_in(metadata)
     if spec.from_signature:
@@ -129,7 +134,7 @@ def open_package(spec: ModelSpec, device: str) -> Model:
     refuse_foreign_datatypes(spec, where, "a compiled package")
     checked(spec, signature, order, where, _HOW_TO_COMPILE)
     if signature.inputs[0].shape is None:
-        _run_own_checks(spec, device, order, where)
+        _run_own_checks(spec, place, order, where)
     return open_torch(_call_of(runner, output_names), spec, device, order)
 
 

@@ -17,7 +17,7 @@ import tempfile
 import warnings
 import weakref
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +34,8 @@ from tensorferry.execution.backends.signature import (
     from_signature,
     input_order,
 )
+from tensorferry.execution.backends.torch_difference import check_tuning
+from tensorferry.execution.backends.torch_sharing import Prepared, changed_by_program, prepared_once
 from tensorferry.execution.backends.torch_tensors import (
     DTYPE_NAMES,
     check_device,
@@ -41,6 +43,7 @@ from tensorferry.execution.backends.torch_tensors import (
     open_torch,
     refuse_foreign_datatypes,
 )
+from tensorferry.execution.backends.torch_tuning import place_of, tuned
 from tensorferry.model import Model, ModelSpec
 
 __all__ = [
@@ -70,7 +73,8 @@ def open_model(spec: ModelSpec, device: str) -> Model:
     """Load ``spec.path`` onto ``device``.
 
     Raises:
-        ModelLoadError: the file is neither of the two, is damaged, or isn't what the configuration says.
+        ModelLoadError: the file is neither of the two, is damaged, isn't what the configuration says, or
+            its tuning spoils its answers.
     """
     where = f"model {spec.name!r} version {spec.version}"
     check_device(where, device)
@@ -79,24 +83,9 @@ def open_model(spec: ModelSpec, device: str) -> Model:
         return torch_aoti.open_placed(spec, device)
     if spec.torch_export_mode == "aoti":
         return _open_compiled(spec, device, where)
-    try:
-        program = load_program(spec.path, device)
-        signature = program_signature(program)
-    except UnservableError as error:
-        raise ModelLoadError(f"{where}: {error}") from error
-    except Exception as error:
-        raise ModelLoadError(
-            f"{where}: {spec.path} is not a program that this torch ({torch.__version__}) can load:"
-            f" {first_line(error)}"
-        ) from error
-    if spec.from_signature:
-        spec = from_signature(spec, signature)
-    order = input_order(spec, [each.name for each in signature.inputs], where, "the program takes")
-    check_output_count(spec, signature, where, "the program returns")
-    refuse_foreign_datatypes(spec, where, "a torch.export program")
-    spec = checked(spec, signature, order, where, HOW_TO_EXPORT)
-    call, owned = program_call(program)
-    return open_torch(call, spec, device, order, owned)
+    found = prepared_once(spec, device, _prepared)
+    call = tuned(found.call, found.spec, place_of(device))
+    return open_torch(call, found.spec, device, found.order, found.owned)
 
 
 def load_program(path: Path, device: str = "cpu") -> torch.export.ExportedProgram:
@@ -147,11 +136,7 @@ def program_call(
     torch's own wrapper takes nested arguments apart and checks them at every call: 72 us for the
     fraud MLP, of which 44 go to that. The requests have been checked here, so it is left out.
     """
-    forward = program_module(program).forward
-    keys = _keys(program)
-    if keys is None:
-        return forward, _tensors_of(program)
-    return (lambda *inputs: dict(zip(keys, forward(*inputs), strict=True))), _tensors_of(program)
+    return _module_call(program, program_module(program)), _tensors_of(program)
 
 
 def program_module(program: torch.export.ExportedProgram) -> Any:  # noqa: ANN401 - made by torch.fx
@@ -162,6 +147,43 @@ def program_module(program: torch.export.ExportedProgram) -> Any:  # noqa: ANN40
     module._forward_pre_hooks.clear()  # the check of the arguments
     module._forward_pre_hooks_with_kwargs.clear()
     return module
+
+
+def _prepared(spec: ModelSpec, device: str) -> Prepared:
+    """Load and check the program, which runs as its graph."""
+    where = f"model {spec.name!r} version {spec.version}"
+    place = place_of(device)
+    try:
+        program = load_program(spec.path, place)
+        signature = program_signature(program)
+    except UnservableError as error:
+        raise ModelLoadError(f"{where}: {error}") from error
+    except Exception as error:
+        raise ModelLoadError(
+            f"{where}: {spec.path} is not a program that this torch ({torch.__version__}) can load:"
+            f" {first_line(error)}"
+        ) from error
+    if spec.from_signature:
+        spec = from_signature(spec, signature)
+    order = input_order(spec, [each.name for each in signature.inputs], where, "the program takes")
+    check_output_count(spec, signature, where, "the program returns")
+    refuse_foreign_datatypes(spec, where, "a torch.export program")
+    spec = checked(spec, signature, order, where, HOW_TO_EXPORT)
+    module = program_module(program)
+    call = _module_call(program, module)
+    changed = changed_by_program(module) if spec.tuning.shares_weights else ""
+    check_tuning(module, call, spec, order, place)
+    # Laying the weights out has given the module's tensors other memory than the program's.
+    owned = [*module.parameters(), *module.buffers(), *_tensors_in(program.constants)]
+    return Prepared(call, spec, order, owned, changed)
+
+
+def _module_call(program: torch.export.ExportedProgram, module: Any) -> Callable[..., object]:  # noqa: ANN401
+    forward: Callable[..., Any] = module.forward
+    keys = _keys(program)
+    if keys is None:
+        return forward
+    return lambda *inputs: dict(zip(keys, forward(*inputs), strict=True))
 
 
 def _content(path: Path, where: str) -> str:
@@ -270,8 +292,11 @@ def _max_rows(program: torch.export.ExportedProgram, nodes: dict[str, Any]) -> i
 
 
 def _tensors_of(program: torch.export.ExportedProgram) -> list[torch.Tensor]:
-    every = [*program.state_dict.values(), *program.constants.values()]
-    return [each for each in every if isinstance(each, torch.Tensor)]
+    return _tensors_in(program.state_dict) + _tensors_in(program.constants)
+
+
+def _tensors_in(named: Mapping[str, object]) -> list[torch.Tensor]:
+    return [each for each in named.values() if isinstance(each, torch.Tensor)]
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""How much of a GPU's memory torch can still have."""
+"""How much of a GPU's memory torch can still have, and how it says that there is none left."""
 
 from __future__ import annotations
 
 import torch
 
-__all__ = ["free_device_bytes"]
+__all__ = ["free_device_bytes", "is_out_of_memory"]
 
 
 def free_device_bytes(device: str) -> int | None:
@@ -18,3 +18,8 @@ def free_device_bytes(device: str) -> int | None:
     except (RuntimeError, AssertionError, ValueError):  # torch without CUDA asserts
         return None
     return free + max(0, cached)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch raised ``error`` because a device's memory is full."""
+    return isinstance(error, torch.OutOfMemoryError)

@@ -18,7 +18,9 @@ import torch
 
 from tensorferry.errors import ModelLoadError
 from tensorferry.execution.backends.signature import input_order, positions
+from tensorferry.execution.backends.torch_difference import check_tuning
 from tensorferry.execution.backends.torch_load import load_module
+from tensorferry.execution.backends.torch_sharing import Prepared, changed_by_script, prepared_once
 from tensorferry.execution.backends.torch_tensors import (
     DTYPES,
     check_device,
@@ -26,9 +28,10 @@ from tensorferry.execution.backends.torch_tensors import (
     open_torch,
     refuse_foreign_datatypes,
 )
+from tensorferry.execution.backends.torch_tuning import place_of, tuned
 from tensorferry.model import Model, ModelSpec, TensorSpec
 
-__all__ = ["describe", "open_model"]
+__all__ = ["describe", "described_device", "open_model"]
 
 # Without this the profiling executor compiles a plan for each new batch size, which costs up to
 # 15 ms the first time a size is seen; a dynamic plan serves all sizes.
@@ -36,18 +39,46 @@ torch.jit.set_fusion_strategy([("DYNAMIC", 20)])
 
 
 def open_model(spec: ModelSpec, device: str) -> Model:
-    """Load ``spec.path`` onto ``device``.
+    """Load ``spec.path`` onto ``device``, or share what another stream has loaded there.
 
     Raises:
-        ModelLoadError: the file doesn't load, the device isn't there, or the model's signature
-            isn't what the configuration says.
+        ModelLoadError: the file doesn't load, the device isn't there, the model's signature isn't what
+            the configuration says, or its tuning spoils its answers.
     """
+    check_device(f"model {spec.name!r} version {spec.version}", device)
+    found = prepared_once(spec, device, _prepared)
+    call = tuned(found.call, found.spec, place_of(device))
+    return open_torch(call, found.spec, device, found.order, found.owned)
+
+
+def describe() -> dict[str, object]:
+    """Return what matters of torch itself: version, intra-op threads, CUDA, its devices and its allocator."""
+    devices = range(torch.cuda.device_count())
+    internals: Any = torch._C
+    return {
+        "version": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda,
+        "cuda_devices": [described_device(torch.cuda.get_device_properties(index)) for index in devices],
+        # PYTORCH_ALLOC_CONF, or PYTORCH_CUDA_ALLOC_CONF as it was called before, as torch has read it.
+        "cuda_allocator": internals._accelerator_getAllocatorSettings() or "torch's defaults",
+    }
+
+
+def described_device(properties: Any) -> str:  # noqa: ANN401 - torch has no public name for it
+    """Say a device's name, memory and compute capability, from torch's device properties."""
+    capability = f"{properties.major}.{properties.minor}"
+    return f"{properties.name} ({properties.total_memory / 2**30:.1f} GiB, compute capability {capability})"
+
+
+def _prepared(spec: ModelSpec, device: str) -> Prepared:
+    """Load and check the model."""
     where = f"model {spec.name!r} version {spec.version}"
-    check_device(where, device)
+    place = place_of(device)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # TorchScript's deprecation, said once in the docs
-            module = load_module(spec.path, device).eval()
+            module = load_module(spec.path, place).eval()
     except (RuntimeError, ValueError, OSError) as error:
         raise ModelLoadError(
             f"{where}: {spec.path} is not a TorchScript model that this torch"
@@ -60,18 +91,9 @@ def open_model(spec: ModelSpec, device: str) -> Model:
     order = input_order(spec, arguments, where, "forward takes")
     _check_outputs(spec, _output_count(module), where)
     refuse_foreign_datatypes(spec, where, "a TorchScript model")
-    return open_torch(module, spec, device, order, [*module.parameters(), *module.buffers()])
-
-
-def describe() -> dict[str, object]:
-    """Return what matters of torch itself: version, intra-op threads, CUDA and its devices."""
-    devices = range(torch.cuda.device_count())
-    return {
-        "version": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "cuda": torch.version.cuda,
-        "cuda_devices": [torch.cuda.get_device_name(index) for index in devices],
-    }
+    changed = changed_by_script(module) if spec.tuning.shares_weights else ""
+    check_tuning(module, module, spec, order, place)
+    return Prepared(module, spec, order, [*module.parameters(), *module.buffers()], changed)
 
 
 def _reason(error: Exception) -> str:

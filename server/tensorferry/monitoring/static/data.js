@@ -25,6 +25,13 @@ const REASONS = {
 /* Requests whose callers gave up are no fault of the server. */
 const HARMLESS_FAILURES = new Set(["CANCELED"]);
 
+/* What lowers a GPU's clocks. The power cap is at work whenever a GPU gives all that it may; the others are faults. */
+const THROTTLES = { thermal: "heat", hardware: "its hardware" };
+const isFault = (reason) => reason !== "power_cap";
+
+/* From here on a GPU's memory is all but used up. */
+const FULL_MEMORY = 0.97;
+
 const keyOf = (each) => (each.version ? each.model + "/" + each.version : each.model);
 
 class Store {
@@ -140,6 +147,9 @@ function modelFindings(now, parts) {
   if (!above.length && late > 0.01 * meanOf(parts, "requests_per_s")) {
     add("warn", "late", `${count(late)}/s late: past their deadline or the objective`, "");
   }
+  if (now.device && now.device.row_limit) {
+    add("warn", "memory", `the GPU has room for ${count(now.device.row_limit)} rows at once: larger batches run in parts`, "It ran out of memory: lower max_batch_size, or serve other models elsewhere.");
+  }
   const busy = parts.length > 2 && parts.every((part) => part.busy !== null && part.busy > 0.95);
   if (busy && !sumOf(refusals)) add("warn", "busy", `its ${count(now.streams)} stream${now.streams === 1 ? " is" : "s are"} busy all the time`, "There is no room for more load.");
   return found;
@@ -159,6 +169,11 @@ function serverFindings(latest, last) {
   if (late.length >= 3) {
     const text = `The event loop is late by ${ms(late[late.length - 1])} (p99)`;
     found.push({ level: "warn", kind: "lag", text, hint: "All calls wait for it: the machine or the process has too much to do." });
+  }
+  for (const gpu of latest.gpus || []) {
+    for (const reason of gpu.throttled.filter(isFault)) {
+      found.push({ level: "warn", kind: `throttled ${reason} ${gpu.uuid}`, text: `${gpu.device} is slowed by ${THROTTLES[reason] || reason}`, hint: "Look at its cooling and its power supply." });
+    }
   }
   const answering = latest.models.some((each) => each.requests_per_s > 0);
   if (answering && latest.models.every((each) => each.p99_ms === null) && lags.length === 0) {

@@ -28,13 +28,30 @@ const perSecond = (value) => count(value) + "/s";
 function showDetail() {
   const now = store.latest.byKey.get(chosen);
   $("charts").hidden = !now;
-  if (!now) return setText($("detail-title"), "");
+  if (!now) {
+    showDevice(null);
+    return setText($("detail-title"), "");
+  }
   setText($("detail-title"), keyOf(now) + (now.labels.length ? ` (${now.labels.join(", ")})` : ""));
+  showDevice(now.device);
   charts = charts || makeCharts();
   showLines(now);
   showStacks();
   showSizes(now);
   showVersions(now);
+}
+
+/* How a version fills its GPU. The greatest of the three shares is what bounds it. */
+function showDevice(device) {
+  $("device").hidden = !device;
+  if (!device) return;
+  const parts = [
+    `On ${device.names.join(", ")}: runs ${percent(device.run)} of the time, copies in ${percent(device.copy_in)}, out ${percent(device.copy_out)}`,
+    device.graphs === null ? "" : `CUDA graphs for ${percent(device.graphs)} of the batches`,
+    device.padded_rows ? `${percent(device.padded_rows)} of the rows are padding` : "",
+    `holds ${bytes(device.memory_bytes)}`,
+  ];
+  setText($("device"), parts.filter(Boolean).join(" · "));
 }
 
 /* Show fields of the chosen version: [field, label, colour, more]. */

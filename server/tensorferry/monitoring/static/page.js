@@ -89,6 +89,7 @@ function show() {
   document.title = (isIll ? "✕ " : "") + "Tensorferry";
   if (!store.latest) return;
   showServer(store.latest);
+  showGpus(store.latest);
   showModels(store.latest, new Set(found.filter((each) => each.level === "bad").map((each) => each.key)));
   showDetail();
 }
@@ -139,6 +140,36 @@ function showServer(frame) {
   const tiles = serverTiles(frame).map(([label, value, isAlarm]) =>
     element("div", {}, element("dt", { title: label }, label), element("dd", { class: isAlarm ? "alarm" : "" }, value)));
   $("server").replaceChildren(...tiles);
+}
+
+/* What comes before a value, the value, what comes after, and whether it is an alarm; null: it isn't known. */
+function gpuParts(gpu) {
+  const { memory_used_bytes: used, memory_total_bytes: total, throttled } = gpu;
+  return [
+    gpu.utilization === null ? null : ["busy", percent(gpu.utilization)],
+    total === null ? null : ["memory", bytes(used), `of ${bytes(total)}`, used / total > FULL_MEMORY],
+    gpu.power_w === null ? null : ["power", `${Math.round(gpu.power_w)} W`, gpu.power_limit_w === null ? "" : `of ${Math.round(gpu.power_limit_w)} W`],
+    gpu.temperature_c === null ? null : ["", `${Math.round(gpu.temperature_c)} °C`],
+    throttled.length ? slowedBy(throttled) : null,
+  ];
+}
+
+function slowedBy(reasons) {
+  const faults = reasons.filter(isFault).map((reason) => THROTTLES[reason] || reason);
+  return faults.length ? ["slowed by", faults.join(", "), "", true] : ["at its", "power limit"];
+}
+
+function showGpus(frame) {
+  const gpus = frame.gpus || [];
+  $("gpus").hidden = !gpus.length;
+  $("gpus").replaceChildren(...gpus.map((gpu) => {
+    const parts = gpuParts(gpu).map((part) => {
+      if (!part) return element("span", {});
+      const [before, value, after, isAlarm] = part;
+      return element("span", { class: isAlarm ? "alarm" : "" }, before ? before + " " : "", element("b", { class: "value" }, value), after ? " " + after : "");
+    });
+    return element("li", { title: gpu.uuid }, element("span", {}, element("b", { class: "value" }, gpu.device), " " + gpu.name), ...parts);
+  }));
 }
 
 /* -- the models -------------------------------------------------------------------------------- */

@@ -1,0 +1,1 @@
+"""The benchmark of models on a GPU: ``python -m loadtests.gpu``, or ``make bench-gpu``."""
