@@ -49,7 +49,8 @@ class Executor(Protocol):
         """Return the instant from which on a batch in a spare place loses nothing by being started.
 
         That is when the run before it is expected to be back, less what its outputs take on the way, and
-        what the new inputs take to reach the device. Infinite with no spare place. ``expected`` gives the seconds of a run by its rows.
+        what the new inputs take to reach the device. Infinite with no spare place. ``expected`` gives the
+        seconds of a run by its rows.
         """
         ...
 
