@@ -4,7 +4,7 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help setup demo demo-rollout test lint types docs protos protos-check serve load bench bench-batching bench-gpu fuzz asan soak churn screenshots wheel check clean
+.PHONY: help setup demo demo-rollout test lint types docs protos protos-check serve load bench bench-batching bench-gpu gpu-wheels fuzz asan soak churn screenshots wheel check clean
 
 help: ## say what there is
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -55,6 +55,9 @@ bench-batching: $(INSTALLED) ## measure the batcher against its targets, with pl
 
 bench-gpu: $(INSTALLED) ## measure models on a GPU against bare loops, in one table (REHEARSE=1: every step, without one)
 	$(PYTHON) -m loadtests.gpu $(if $(REHEARSE),--rehearse)
+
+gpu-wheels: ## gather in dist/gpu what a GPU's machine without a network lacks (PYTHON3=python3.12, its version)
+	bash tools/gpu_wheels.sh $(or $(PYTHON3),python3) dist/gpu
 
 fuzz: $(INSTALLED) ## fuzz the extensions, led by coverage (FUZZ_SECONDS=60; SAVE=1 keeps what was found)
 	$(PYTHON) tools/instrumented.py coverage

@@ -9,7 +9,8 @@ set -euo pipefail
 python=$1
 out=$2
 work=.cache/wheel
-tools=$work/venv
+# One for each version of Python: the extensions are compiled for the one that builds.
+tools=$work/venv-$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 
 [ -x "$tools/bin/auditwheel" ] || {
     "$python" -m venv "$tools"

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loadtests.gpu.deadline import Deadline, OutOfTime
-from loadtests.gpu.requirements import gpu_problem, missing_packages
+from loadtests.gpu.requirements import REMEDY, gpu_problem, missing_packages
 from loadtests.gpu.scale import REAL, REHEARSAL, Scale
 
 if TYPE_CHECKING:
@@ -30,6 +30,16 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _REHEARSED = "rehearsal on an emulated device: no figure means anything"
+_SLOW = (
+    "WITHOUT THE HTTP2 TRANSPORT, which isn't compiled here: each call costs the server several times as\n"
+    "much, and what many small calls reach is grpcio's limit; docs/gpu.md says how to bring it"
+)
+_LEGEND = """
+of bare: of the bare loop's rows/s (the line whose note says so). of base: of the same case's with the base.
+target: of "of bare" (>=) or of "GPU busy" (<=). GPU busy: the time that the model ran, by its events; that of
+two streams adds up. GB/s in: copied to the device; of link: of the first line's. padding: share of
+the elements. client core: share of a core that the busiest client took; near 100 % a closed loop measures
+the clients. The rest, such as what NVML says and tokens/s, is in gpu.json."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if missing := missing_packages():
         print("packages are missing:", *missing, sep="\n  ", file=sys.stderr)
+        print(REMEDY, file=sys.stderr)
         return 2
     if not options.rehearse and (problem := gpu_problem()):
         print(f"there is no GPU here, and nothing was measured: {problem}", file=sys.stderr)
@@ -79,6 +90,7 @@ def _measured(scale: Scale, out: Path) -> int:
 
 
 def _write(found: Found, rows: Sequence[Row], scale: Scale, out: Path) -> None:
+    import tensorferry
     from loadtests.gpu.rows import details_of
     from loadtests.gpu.table import as_text
 
@@ -90,9 +102,12 @@ def _write(found: Found, rows: Sequence[Row], scale: Scale, out: Path) -> None:
     )
     starts = ", ".join(f"{each:.0f}" for each in found.starts_s.values())
     head.append(f"served over {' and '.join(sorted(found.transports)) or 'nothing'}; starts took {starts} s")
+    head.append(f"the server's code: {Path(tensorferry.__file__).parent}")
+    if "grpcio" in found.transports:
+        head.append(_SLOW)
     if found.no_nvml:
         head.append(f"no utilisation by NVML: {found.no_nvml}")
-    text = "\n".join([*head, "", as_text(rows, judges=not scale.is_rehearsal), *found.notes])
+    text = "\n".join([*head, "", as_text(rows, judges=not scale.is_rehearsal), *found.notes, _LEGEND])
     print(f"\n{text}")
     document = {
         "is_rehearsal": scale.is_rehearsal,
@@ -109,8 +124,8 @@ def _write(found: Found, rows: Sequence[Row], scale: Scale, out: Path) -> None:
         "notes": found.notes,
     }
     (out / "gpu.json").write_text(json.dumps(document, indent=1, allow_nan=False) + "\n", "utf-8")
-    (out / "gpu.md").write_text(text + "\n", "utf-8")
-    print(f"\nwritten: {out / 'gpu.json'}, {out / 'gpu.md'}")
+    (out / "gpu.txt").write_text(text + "\n", "utf-8")
+    print(f"\nwritten: {out / 'gpu.json'}, {out / 'gpu.txt'}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import json
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 
 from loadtests.gpu.loops import Device, Inputs, Timing, copying, graphed, link, resident
-from loadtests.gpu.payloads import first_sequence, images, mix_of, rows_of_fraud, sequences
+from loadtests.gpu.payloads import CHECKED, checked_call, images, mix_of, rows_of_fraud, sequences
 from loadtests.gpu.pretend import Pretend
 from loadtests.gpu.scale import REAL, REHEARSAL, Scale
 
@@ -33,6 +34,7 @@ _load: Final[Callable[..., torch.jit.ScriptModule]] = torch.jit.load
 
 def main(arguments: Sequence[str]) -> int:
     """Do a job of {"modules": folder, "is_rehearsal": whether, "batches": {model: [rows, ...]}}."""
+    began_s = time.monotonic()
     job = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
     scale = REHEARSAL if job["is_rehearsal"] else REAL
     # As the server has it, and for the same reason: no plan for each new batch size.
@@ -46,10 +48,15 @@ def main(arguments: Sequence[str]) -> int:
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # torch says at each step that TorchScript is deprecated
         found: dict[str, Any] = {"device": _described(device), "link": link(device, scale.link_bytes, 3)}
-        found["loops"] = [
-            bench.loop(model, rows) for model, sizes in job["batches"].items() for rows in sizes
-        ]
-        found["answers"] = {model: bench.answer(model) for model in job["batches"]}
+        found["loops"] = []
+        for model, sizes in job["batches"].items():
+            for rows in sizes:
+                # For the log: where it was, should it hang.
+                print(
+                    f"{time.monotonic() - began_s:6.1f} s: {model}, {rows} rows", file=sys.stderr, flush=True
+                )
+                found["loops"].append(bench.loop(model, rows))
+        found["answers"] = {model: bench.answers(model) for model in job["batches"]}
     print(json.dumps(found))
     return 0
 
@@ -98,18 +105,17 @@ class _Bench:
             gc.collect()
         return found
 
-    def answer(self, model: str) -> list[float]:
-        """Return the first output row for the inputs that the server is checked with, as FP64."""
-        if model == "bert":
-            ids = torch.from_numpy(first_sequence(self._scale.bert))
-            given: Inputs = (ids, torch.tensor([[ids.shape[1]]], dtype=torch.int32))
-        elif model == "fraud":
-            given = (torch.from_numpy(rows_of_fraud(1, 0)),)
-        else:
-            given = (torch.from_numpy(images(self._scale, 1, 0, is_bytes=model.endswith("uint8"))),)
-        output = self._module(model)(*[self._as_given(each.to(self._device.where)) for each in given])
-        values: list[float] = output[0].double().cpu().tolist()
-        return values
+    def answers(self, model: str) -> list[list[float]]:
+        """Return the output row for each of the calls that the server is checked with, as FP64."""
+        found: list[list[float]] = []
+        for number in range(CHECKED):
+            tensor = torch.from_numpy(checked_call(self._scale, model, number))
+            given: Inputs = (tensor,)
+            if model == "bert":
+                given = (tensor, torch.tensor([[tensor.shape[1]]], dtype=torch.int32))
+            output = self._module(model)(*[self._as_given(each.to(self._device.where)) for each in given])
+            found.append(output[0].double().cpu().tolist())
+        return found
 
     def _module(self, model: str) -> Callable[..., Tensor]:
         if self._loaded[0] != model:

@@ -10,12 +10,12 @@ from typing import Final
 
 import grpc
 import numpy as np
-from numpy.typing import NDArray
 
 from loadtests.gpu.clients import Clients, Load, Seen, seen_in
+from loadtests.gpu.jobs import Floats
 from loadtests.gpu.models import BERT, FRAUD, IMAGE, IMAGE_BYTES, Variant
 from loadtests.gpu.nvml import Watcher
-from loadtests.gpu.payloads import first_sequence, images, mix_of, rows_of_fraud, sequences
+from loadtests.gpu.payloads import CHECKED, checked_call, images, mix_of, rows_of_fraud, sequences
 from loadtests.gpu.scale import Scale
 from loadtests.gpu.server_says import Between, scrape
 from loadtests.gpu.shared import Region
@@ -33,11 +33,14 @@ __all__ = [
     "Server",
     "WrongAnswer",
     "check_answers",
+    "is_near",
     "measure",
 ]
 
 _DIFFERENT: Final = 32
-_ANSWER_S: Final = 60.0
+_ANSWER_S: Final = 20.0
+#: What checking the answers takes at least; the load goes on meanwhile.
+_CHECK_S: Final = 0.4
 #: Of FP16 sums in another order, and of another batch size's kernels.
 _TOLERANCE: Final = 0.03
 _OPEN_SHARE: Final = 0.7
@@ -46,7 +49,7 @@ _SEQUENCES_PER_BATCH: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is sent. ``way`` is "wire" or "shared memory"; a large call has several images.
+    """What is sent. ``way`` is "wire" or "shm" (shared memory); a large call has several images.
 
     ``place`` chooses the fraud model's calls in flight. An open loop sends at a share of the rate of
     ``closed``.
@@ -61,12 +64,14 @@ class Case:
     def name(self, scale: Scale) -> str:
         """What the table calls it."""
         if self.model == FRAUD:
-            what = f"fraud, {scale.in_flight[self.place]} in flight"
+            what = f"fraud, {scale.in_flight[self.place]}" + ("" if self.is_open else " in flight")
         elif self.model == BERT:
-            what = "bert, mixed lengths"
+            what = "bert, mixed" + ("" if self.is_open else " lengths")
         else:
-            what = f"{self.model}, {self.way}, {self.rows(scale)} a call"
-        return f"{what}, open at {_OPEN_SHARE:.0%}" if self.is_open else what
+            what = f"{self.model}, {self.way}" + (
+                f", {self.rows(scale)} a call" if self.is_large_call else ""
+            )
+        return f"{what}, open {_OPEN_SHARE:.0%}" if self.is_open else what
 
     def rows(self, scale: Scale) -> int:
         """Rows of one call."""
@@ -78,7 +83,7 @@ class Case:
         return Case(self.model, self.way, self.is_large_call, self.place)
 
 
-_SHM: Final = "shared memory"
+_SHM: Final = "shm"
 
 #: In the order in which they run against the server with the base configuration.
 BASE_CASES: Final = (
@@ -104,12 +109,16 @@ class WrongAnswer(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server that runs. ``batches`` has each model's most rows in a batch."""
+    """A server that runs. ``batches`` has each model's most rows in a batch.
+
+    ``answers`` are the bare models', for the calls that answers are checked with.
+    """
 
     process: ServerProcess
     variant: Variant
     scale: Scale
     batches: dict[str, int]
+    answers: dict[str, list[list[float]]]
 
     @property
     def address(self) -> str:
@@ -143,18 +152,19 @@ def measure(server: Server, case: Case, by: Instruments, closed_rate: float | No
     ``closed_rate`` is the calls/s that an open loop takes its share of.
 
     Raises:
-        ClientsFailed, OSError, grpc.RpcError: the server doesn't answer as it should.
+        ClientsFailed, OSError, WrongAnswer, grpc.RpcError: the server doesn't answer as it should.
     """
     scale, clients, watcher = server.scale, by.clients, by.watcher
     with _load(server, case, closed_rate) as load:
         settle_s, counted_s = scale.seconds.settle, scale.seconds.case
-        began_s = clients.start(server.address, load, settle_s + counted_s)
+        began_s = clients.start(server.address, load, settle_s + counted_s + _CHECK_S)
         # Time, not a condition, is what is waited for here: the load shall be steady, and then last.
         time.sleep(max(0.0, began_s + settle_s - time.perf_counter()))
         before = scrape(server.process.http_address, server.process.pid)
         with watcher.watching() as gpu:
             time.sleep(counted_s)
         after = scrape(server.process.http_address, server.process.pid)
+        check_answers(server, case.model)  # among the load's calls: in their batches, slots and graphs
         sent = clients.finish()
     seen = seen_in(sent, before.at_s, after.at_s, is_open=case.is_open)
     says = Between(before, after, case.model)
@@ -206,26 +216,33 @@ def _sequences(scale: Scale) -> tuple[bytes, ...]:
     return tuple(found[place] for place in order)
 
 
-def check_answers(server: Server, expected: dict[str, list[float]]) -> None:
-    """Ask each model once, and compare what it says with ``expected``, the bare model's answer.
+def check_answers(server: Server, model: str) -> None:
+    """Make ``CHECKED`` unlike calls at once, and compare what each is told with the bare model's answer.
 
     Raises:
-        WrongAnswer: it isn't near enough.
+        WrongAnswer: one isn't near enough, such as another call's.
+        grpc.RpcError: the server refuses.
     """
-    asked: dict[str, dict[str, NDArray[np.generic]]] = {
-        IMAGE: {"pixels": images(server.scale, 1, 0, is_bytes=False)},
-        IMAGE_BYTES: {"pixels": images(server.scale, 1, 0, is_bytes=True)},
-        BERT: {"ids": first_sequence(server.scale.bert)},
-        FRAUD: {"features": rows_of_fraud(1, 0)},
-    }
+    name = {BERT: "ids", FRAUD: "features"}.get(model, "pixels")
+    requests = [
+        pb.ModelInferRequest.FromString(
+            infer_message(model, {name: checked_call(server.scale, model, number)})
+        )
+        for number in range(CHECKED)
+    ]
     with grpc.insecure_channel(server.address) as channel:
         stub = pb_grpc.GRPCInferenceServiceStub(channel)  # type: ignore[no-untyped-call]
-        for model, inputs in asked.items():
-            request = pb.ModelInferRequest.FromString(infer_message(model, inputs))
-            answer = stub.ModelInfer(request, timeout=_ANSWER_S)
+        calls = [stub.ModelInfer.future(request, timeout=_ANSWER_S) for request in requests]
+        for call, expected in zip(calls, server.answers[model], strict=True):
+            answer = call.result()
             dtype = np.float16 if answer.outputs[0].datatype == "FP16" else np.float32
             got = np.frombuffer(answer.raw_output_contents[0], dtype).astype(np.float64)
-            wanted = np.array(expected[model])
-            largest = max(1e-3, float(np.abs(wanted).max()))
-            if got.shape != wanted.shape or not np.abs(got - wanted).max() <= _TOLERANCE * largest:
+            wanted = np.array(expected)
+            if not is_near(got, wanted):
                 raise WrongAnswer(f"{model} answers {got[:4]}, and the bare model {wanted[:4]}")
+
+
+def is_near(got: Floats, wanted: Floats) -> bool:
+    """Whether a row is what the bare model said, but for roundings."""
+    largest = max(1e-3, float(np.abs(wanted).max()))
+    return got.shape == wanted.shape and bool(np.abs(got - wanted).max() <= _TOLERANCE * largest)

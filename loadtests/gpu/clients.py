@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import select
 import subprocess
 import sys
 import time
@@ -21,6 +22,8 @@ __all__ = ["Clients", "ClientsFailed", "Load", "Seen", "seen_in"]
 
 #: For connecting, and for the ends of processes that weren't told all at one moment.
 _MARGIN_S: Final = 0.4
+#: How long a client is waited for, beside what it sends and the last answers: it must not hold up the run.
+_PATIENCE_S: Final = 30.0
 #: From this share of a core on, a closed loop measures its clients.
 _BUSY: Final = 0.9
 _LATE_MS: Final = 2.0
@@ -57,6 +60,8 @@ class Seen:
     p99_ms: float | None
     errors: dict[str, int]
     faults: tuple[str, ...]
+    #: Share of a core of the client that took most of one.
+    busy: float = 0.0
 
 
 def seen_in(sent: Sequence[Sent], start_s: float, end_s: float, *, is_open: bool) -> Seen:
@@ -75,6 +80,7 @@ def seen_in(sent: Sequence[Sent], start_s: float, end_s: float, *, is_open: bool
         p99_ms=None if p99 is None else float(p99),
         errors=dict(errors),
         faults=tuple(_faults(sent, start_s, end_s, is_open=is_open)),
+        busy=max(each.busy for each in sent),
     )
 
 
@@ -102,9 +108,14 @@ class Clients:
         self._count = count
         self._processes: list[subprocess.Popen[bytes]] = []
         self._are_sending = False
+        self._seconds = 0.0
 
     def __enter__(self) -> Clients:
-        self._spawn()
+        try:
+            self._spawn()
+        except BaseException:
+            self._kill()
+            raise
         return self
 
     def __exit__(
@@ -112,12 +123,17 @@ class Clients:
     ) -> None:
         self._kill()
 
+    @property
+    def count(self) -> int:
+        """Processes that are there."""
+        return len(self._processes)
+
     def start(self, target: str, load: Load, seconds: float) -> float:
         """Let all of them send for ``seconds`` and a margin; return when, by ``perf_counter``."""
         if self._are_sending:  # a case failed before it heard of them
             self._kill()
             self._spawn()
-        self._are_sending = True
+        self._are_sending, self._seconds = True, seconds
         count = min(self._count, max(1, load.in_flight))
         began_s = time.perf_counter()
         for number, process in enumerate(self._processes):
@@ -130,11 +146,15 @@ class Clients:
         """Wait until they have sent all; return what they say.
 
         Raises:
-            ClientsFailed: one couldn't send.
+            ClientsFailed: one couldn't send, or doesn't end.
         """
         found = []
+        give_up_s = time.monotonic() + self._seconds + _PATIENCE_S
         for process in self._processes:
             assert process.stdout is not None
+            # One message comes for a job, so that none can be in Python's buffer already.
+            if not select.select([process.stdout], [], [], max(0.0, give_up_s - time.monotonic()))[0]:
+                raise ClientsFailed("a client doesn't end: calls are neither answered nor refused")
             try:
                 said: Sent | str | None = pickle.load(process.stdout)
             except EOFError:

@@ -7,8 +7,13 @@ import signal
 import time
 from collections.abc import Iterator
 from types import FrameType
+from typing import Final
 
 __all__ = ["Deadline", "OutOfTime"]
+
+#: What ends after the time was over gets so long, again and again: a process that a broken device holds
+#: can't even be killed, and nobody shall wait for it.
+_AGAIN_S: Final = 15.0
 
 
 class OutOfTime(BaseException):
@@ -36,13 +41,16 @@ class Deadline:
 
     @contextlib.contextmanager
     def enforced(self) -> Iterator[None]:
-        """Raise ``OutOfTime`` inside the block, once, when the time is over. In the main thread alone."""
+        """Raise ``OutOfTime`` inside the block when the time is over, and each 15 s from then.
+
+        In the main thread alone.
+        """
 
         def over(number: int, frame: FrameType | None) -> None:
             raise OutOfTime(f"the time was over ({self.left_s:+.0f} s)")
 
         before = signal.signal(signal.SIGALRM, over)
-        signal.setitimer(signal.ITIMER_REAL, max(0.01, self.left_s))
+        signal.setitimer(signal.ITIMER_REAL, max(0.01, self.left_s), _AGAIN_S)
         try:
             yield
         finally:

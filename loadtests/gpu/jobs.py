@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Job", "Sent"]
+__all__ = ["Floats", "Job", "Sent"]
 
 Floats = NDArray[np.float64]
 

@@ -7,6 +7,7 @@ cheap. A figure is the median of repeats.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -17,8 +18,10 @@ from torch import Tensor
 
 __all__ = ["Device", "Inputs", "Timing", "copying", "graphed", "link", "resident"]
 
-#: Runs before the first that counts: the JIT compiles in the first ones of a shape.
+#: Runs before the first that counts: the JIT compiles in the first ones of a shape, and a device that was
+#: idle takes some tenths of a second until its clocks are up.
 _WARM_UP_TURNS: Final = 3
+_WARM_UP_S: Final = 0.3
 #: Batches under way in the loop that copies: one in, one running, one out.
 _SLOTS: Final = 3
 _COPIES: Final = 8
@@ -210,8 +213,10 @@ def _timed(
             stream.synchronize()
         return float(start.elapsed_time(end)) / 1000 / (turns * turn)
 
-    for _ in range(_WARM_UP_TURNS):
+    began_s, done = time.perf_counter(), 0
+    while done < _WARM_UP_TURNS or (device.is_real and time.perf_counter() - began_s < _WARM_UP_S):
         once_s = run_s(1)
+        done += 1
     turns = max(1, round(seconds / (once_s * turn)))
     taken = tuple(run_s(turns) for _ in range(repeats))
     return Timing(median(taken), taken)

@@ -199,13 +199,14 @@ class Variant:
 def write_repository(
     root: Path, modules: Path, scale: Scale, variant: Variant, batches: Mapping[str, int]
 ) -> None:
-    """Write a repository of all models in Triton's layout; ``batches`` has each one's most rows."""
-    for name, text in _texts(scale).items():
+    """Write a repository of the models in ``batches`` in Triton's layout, with each one's most rows."""
+    texts = _texts(scale)
+    for name in batches:
         version = root / name / "1"
         version.mkdir(parents=True, exist_ok=True)
         os.link(modules / f"{name}.pt", version / "model.pt")
         common = _common(variant, batches[name], is_image=name in (IMAGE, IMAGE_BYTES))
-        (root / name / "config.pbtxt").write_text(common + text, encoding="utf-8")
+        (root / name / "config.pbtxt").write_text(common + texts[name], encoding="utf-8")
 
 
 def _common(variant: Variant, rows: int, *, is_image: bool) -> str:

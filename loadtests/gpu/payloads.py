@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 
 from loadtests.gpu.scale import Bert, Scale
 
-__all__ = ["Mix", "first_sequence", "images", "mix_of", "rows_of_fraud", "sequences"]
+__all__ = ["CHECKED", "Mix", "checked_call", "images", "mix_of", "rows_of_fraud", "sequences"]
 
+#: Calls that each model is checked with, of one row each, all unlike.
+CHECKED = 16
 _DRAWN = 20_000
 #: Patches along each side of an image.
 _PATCHES = 4
@@ -88,8 +90,12 @@ def rows_of_fraud(rows: int, seed: int) -> NDArray[np.float32]:
     return np.random.default_rng(seed).standard_normal((rows, 30), dtype=np.float32)
 
 
-def first_sequence(shape: Bert) -> NDArray[np.int32]:
-    """Return the one sequence that answers are checked with, INT32 [1, length]."""
-    mix = mix_of(shape)
-    lengths = mix.of(max(mix.lengths), 1, 0)
-    return sequences(shape, lengths, 0)[0].reshape(1, -1)
+def checked_call(scale: Scale, model: str, number: int) -> Array:
+    """Return what ``model`` is asked with in one of ``CHECKED`` calls: its only input, with one row."""
+    if model == "bert":
+        mix = mix_of(scale.bert)
+        lengths = mix.of(mix.turn[number % len(mix.turn)], 1, number)
+        return sequences(scale.bert, lengths, number)[0].reshape(1, -1)
+    if model == "fraud":
+        return rows_of_fraud(1, number)
+    return images(scale, 1, number, is_bytes=model.endswith("uint8"))

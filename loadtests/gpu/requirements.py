@@ -9,7 +9,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Final
 
-__all__ = ["PACKAGES", "gpu_problem", "missing_packages"]
+__all__ = ["PACKAGES", "REMEDY", "gpu_problem", "missing_packages"]
 
 #: What is imported, and the package that has it: the server's, and the clients'.
 PACKAGES: Final[Mapping[str, str]] = {
@@ -27,6 +27,13 @@ PACKAGES: Final[Mapping[str, str]] = {
     "hpack": "hpack",
     "tensorferry.wire.open_inference_pb2_grpc": "tensorferry (or PYTHONPATH=server:clients:.)",
 }
+
+#: What mends it where nothing can be downloaded.
+REMEDY: Final = """\
+pip install them; without a network bring the folder dist/gpu, which `make gpu-wheels PYTHON3=python3.12`
+makes elsewhere (for this Python's version; all but torch, and what torch's machines have), and then, here:
+  python3 -m pip install --no-index --no-deps --upgrade --target .cache/site dist/gpu/*.whl
+  PYTHONPATH=.cache/site:. python3 -m loadtests.gpu"""
 
 
 def missing_packages(wanted: Mapping[str, str] = PACKAGES) -> list[str]:

@@ -17,11 +17,8 @@ _AT_LEAST: Final = 0.95
 _BUSY_AT_MOST: Final = 0.8
 _DRIFT: Final = 0.05
 
-_KINDS: Final = {
-    "resident": "resident",
-    "graphs": "resident, graphs",
-    "copies": "with copies",
-}
+_KINDS: Final = {"resident": "", "graphs": ", graphs", "copies": ", with copies"}
+_BARE: Final = "the link, and bare loops: without a server, inputs on the device unless it says copies"
 
 
 def rows_of(found: Found, scale: Scale) -> list[Row]:
@@ -35,37 +32,38 @@ def rows_of(found: Found, scale: Scale) -> list[Row]:
 
 def _link(found: Found, scale: Scale) -> Row:
     size = scale.link_bytes / 2**20
-    case = f"the link: pinned copies of {size:g} MiB"
+    case = f"copies of {size:g} MiB"
     link = found.bare.get("before", {}).get("link")
     if link is None:
-        return Row(case, "each way alone", missing="the bare loops didn't run")
-    figures = {"in_gb_per_s": link["in"] / 1e9, "out_gb_per_s": link["out"] / 1e9}
+        return Row(case, _BARE, missing="the bare loops didn't run")
+    figures = {"in_gb_per_s": link["in"] / 1e9, "out_gb_per_s": link["out"] / 1e9, "of_link": 1.0}
     both = (
-        f"both ways at once: {link['in_beside_out'] / 1e9:.3g} GB/s in, {link['out_beside_in'] / 1e9:.3g} out"
+        f"the link: pinned memory, one way alone; {link['out'] / 1e9:.3g} GB/s out, and at once"
+        f" {link['in_beside_out'] / 1e9:.3g} in and {link['out_beside_in'] / 1e9:.3g} out"
     )
-    return Row(case, "each way alone", figures, notes=(both,))
+    return Row(case, _BARE, figures, notes=(both,))
 
 
 def _bare(found: Found, model: str, kind: str) -> Row:
     count = found.rows.get(model)
-    case = f"bare loop, {model}, {count or '?'} rows"
+    case = f"{model}{_KINDS[kind]}"
     if count is None:
-        return Row(case, _KINDS[kind], missing="the bare loops didn't run")
+        return Row(case, _BARE, missing="the bare loops didn't run")
     yardstick = found.yardstick
     rate = yardstick.of_kind(kind, model, count)
     if rate is None:
         failed = [loop["failed"].get(kind) for loop in yardstick.before if loop["model"] == model]
-        return Row(case, _KINDS[kind], missing=next(filter(None, failed), "it failed"))
+        return Row(case, _BARE, missing=next(filter(None, failed), "it failed"))
     best = yardstick.rate(model, count)
     notes = []
     if kind == yardstick.best_kind(model, count):
         notes.append(
-            "the yardstick: the better of the loops with inputs on the device; mean of before and after"
+            'what "of bare" of its model is of: the better of the loops with inputs on the device, with the'
+            " smallest batch within 2 % of the best; mean of before and after the servers"
         )
         notes += _drift(found, model, count)
-    return Row(
-        case, _KINDS[kind], {"rows_per_s": rate, "of_bare": rate / best if best else None}, notes=tuple(notes)
-    )
+    figures = {"rows_per_s": rate, "of_bare": rate / best if best else None, "batch_rows": float(count)}
+    return Row(case, _BARE, figures, notes=tuple(notes))
 
 
 def _drift(found: Found, model: str, count: int) -> list[str]:
@@ -93,7 +91,10 @@ def _case(found: Found, scale: Scale, variant: Variant, case: Case) -> Row:
     figures = _figures(found, measured)
     if case.model == BERT:
         figures["tokens_per_s"] = measured.rows_per_s * mix_of(scale.bert).mean_tokens
-    return Row(name, variant.says, figures, at_least, busy_at_most, measured.seen.faults)
+    notes = measured.seen.faults
+    if busy_at_most is not None and variant.cuda_graphs == "off":
+        notes += ("without graphs, busy counts the time that the device waits for the next kernel's launch",)
+    return Row(name, variant.says, figures, at_least, busy_at_most, notes)
 
 
 def _figures(found: Found, measured: Measured) -> dict[str, float | None]:
@@ -119,6 +120,7 @@ def _figures(found: Found, measured: Measured) -> dict[str, float | None]:
         "padding": says.padding if case.model == BERT else None,
         "padded_rows": says.padded_rows,
         "server_cores": says.server_cores,
+        "client_busy": measured.seen.busy,
     }
 
 

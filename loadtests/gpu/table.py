@@ -14,31 +14,29 @@ __all__ = ["MISSING", "Row", "as_text"]
 
 MISSING: Final = "missing"
 
+#: The two lines of a column's head, and its key.
 _COLUMNS: Final = (
-    ("case", "case"),
-    ("configuration", "configuration"),
-    ("rows/s", "rows_per_s"),
-    ("/ bare", "of_bare"),
-    ("/ base", "of_base"),
-    ("target", "target"),
-    ("met", "met"),
-    ("p50 ms", "p50_ms"),
-    ("p99 ms", "p99_ms"),
-    ("batch", "batch_rows"),
-    ("graphs", "graph_share"),
-    ("device busy", "device_busy"),
-    ("GPU util", "gpu_utilization"),
-    ("in GB/s", "in_gb_per_s"),
-    ("of link", "of_link"),
-    ("out GB/s", "out_gb_per_s"),
-    ("tokens/s", "tokens_per_s"),
-    ("padding", "padding"),
-    ("rows added", "padded_rows"),
-    ("cores", "server_cores"),
+    ("", "", "case"),
+    ("", "rows/s", "rows_per_s"),
+    ("of", "bare", "of_bare"),
+    ("of", "base", "of_base"),
+    ("tar-", "get", "target"),
+    ("", "met", "met"),
+    ("p50", "ms", "p50_ms"),
+    ("p99", "ms", "p99_ms"),
+    ("rows/", "batch", "batch_rows"),
+    ("as", "graph", "graph_share"),
+    ("GPU", "busy", "device_busy"),
+    ("GB/s", "in", "in_gb_per_s"),
+    ("of", "link", "of_link"),
+    ("pad-", "ding", "padding"),
+    ("server", "cores", "server_cores"),
+    ("client", "core", "client_busy"),
+    ("", "notes", "notes"),
 )
-_PERCENT: Final = frozenset(
-    {"graph_share", "device_busy", "gpu_utilization", "of_link", "padding", "padded_rows"}
-)
+_PERCENT: Final = frozenset({"graph_share", "device_busy", "of_link", "padding", "client_busy"})
+_RATIOS: Final = frozenset({"of_bare", "of_base"})
+_LEFT: Final = frozenset({"case", "notes"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +57,10 @@ class Row:
 
     @property
     def target(self) -> str:
-        """In words; "" without one."""
+        """As the table has it, "" without one: a share of the bare loop, or what percentage is busy."""
         if self.at_least is not None:
-            return f">= {self.at_least:g}"
-        return "" if self.busy_at_most is None else f"busy <= {self.busy_at_most:.0%}"
+            return f">={self.at_least:g}"
+        return "" if self.busy_at_most is None else f"<={self.busy_at_most:.0%}"
 
     @property
     def met(self) -> bool | None:
@@ -88,49 +86,57 @@ class Row:
 
 
 def as_text(rows: Sequence[Row], *, judges: bool) -> str:
-    """Return the table, in columns that a terminal shows straight too, and the notes below it.
+    """Return the table, at most 120 columns wide, a part for each configuration; below it the notes.
 
     Without ``judges`` no target is said to be met or missed.
     """
     notes: list[str] = []
-    lines = [[name for name, _ in _COLUMNS]]
+    lines = [[column[line] for column in _COLUMNS] for line in (0, 1)]
     for row in rows:
         marks = []
         for note in (*row.notes, *([f"{MISSING}: {row.missing}"] if row.missing else ())):
             if note not in notes:
                 notes.append(note)
-            marks.append(f"[{notes.index(note) + 1}]")
-        lines.append([_cell(row, key, "".join(marks), judges=judges) for _, key in _COLUMNS])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(_COLUMNS))]
+            marks.append(str(notes.index(note) + 1))
+        lines.append([_cell(row, key, ",".join(marks), judges=judges) for *_, key in _COLUMNS])
+    keys = [key for *_, key in _COLUMNS]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(keys))]
     shown = [
-        "| "
-        + " | ".join(_aligned(*each) for each in zip(line, widths, range(len(widths)), strict=True))
-        + " |"
+        " ".join(
+            cell.ljust(width) if key in _LEFT else cell.rjust(width)
+            for cell, width, key in zip(line, widths, keys, strict=True)
+        ).rstrip()
         for line in lines
     ]
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    shown.insert(1, rule)
-    return "\n".join([*shown, *(f"[{number}] {note}" for number, note in enumerate(notes, 1))])
+    found, part = shown[:2], ""
+    for row, text in zip(rows, shown[2:], strict=True):
+        if row.configuration != part:
+            part = row.configuration
+            found.append(f"-- {part} ".ljust(sum(widths) + len(widths) - 1, "-"))
+        found.append(text)
+    return "\n".join([*found, "", *(f"[{number}] {note}" for number, note in enumerate(notes, 1))])
 
 
 def _cell(row: Row, key: str, marks: str, *, judges: bool) -> str:
-    if key == "case":
-        return f"{row.case} {marks}".rstrip()
-    if key == "configuration":
-        return row.configuration
-    if key == "target":
-        return row.target or "-"
-    if key == "met":
-        return {None: "-", True: "yes", False: "NO"}[row.met if judges else None]
+    words = {
+        "case": row.case,
+        "notes": marks,
+        "target": row.target or "-",
+        "met": {None: "-", True: "yes", False: "NO"}[row.met if judges else None],
+    }
+    if key in words:
+        return words[key]
     if key == "rows_per_s" and row.missing:
         return MISSING
     value = row.figures.get(key)
-    if value is None:
-        return "-"
+    return "-" if value is None else _number(key, value)
+
+
+def _number(key: str, value: float) -> str:
     if key in _PERCENT:
         return f"{value:.0%}"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def _aligned(cell: str, width: int, column: int) -> str:
-    return cell.ljust(width) if column < 2 else cell.rjust(width)
+    if key in _RATIOS:
+        return f"{value:.3f}"
+    if value >= 1e6:
+        return f"{value / 1e6:.1f}M"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

@@ -173,7 +173,9 @@ class _Observed:
             feed = "this is one of several server processes; their parent's HTTP port has the page"
         elif is_on:
             feed = Feed(source, self._clock, engine.unready)
-        self.port = HttpPort(source, self._readiness, engine.unready, self._clock, feed)
+        self.port = HttpPort(
+            source, self._readiness, engine.unready, self._clock, feed, lambda: engine.why_dead
+        )
 
     def start(self) -> None:
         """Measure how late the loop is from now on, when all is loaded: that may hold it up."""

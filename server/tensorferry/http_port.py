@@ -27,12 +27,15 @@ from tensorferry.monitoring.page import LivePage
 from tensorferry.monitoring.sources import Source
 from tensorferry.transport.listening import reason_of
 
-__all__ = ["COLLECTED_AT", "NO_MONITORING", "HttpPort", "NotReady", "Readiness"]
+__all__ = ["COLLECTED_AT", "NO_MONITORING", "HttpPort", "NotLive", "NotReady", "Readiness"]
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 #: Whether all is ready, and why what isn't is not.
 Readiness = Callable[[], Awaitable[tuple[bool, Mapping[str, str]]]]
+
+#: Why the process has to be started anew; "" while it needn't.
+NotLive = Callable[[], str]
 
 #: Why what isn't ready isn't, by its name.
 NotReady = Callable[[], Mapping[str, str]]
@@ -64,15 +67,22 @@ class HttpPort:
     """``/healthz/live``, ``/healthz/ready``, ``/metrics``, ``/snapshot``, and the live page at ``/``.
 
     ``feed`` is the page's, which is started and stopped here; a text says why there is no page.
-    ``not_ready`` tells at once why what isn't ready isn't.
+    ``not_ready`` tells at once why what isn't ready isn't, ``not_live`` why only a new process helps.
     """
 
     def __init__(
-        self, source: Source, readiness: Readiness, not_ready: NotReady, clock: Clock, feed: Feed | str
+        self,
+        source: Source,
+        readiness: Readiness,
+        not_ready: NotReady,
+        clock: Clock,
+        feed: Feed | str,
+        not_live: NotLive = str,
     ) -> None:
         self._source = source
         self._readiness = readiness
         self._not_ready = not_ready
+        self._not_live = not_live
         self._clock = clock
         self._write_s = _WRITE_S
         self._text = Paced(self._render, clock)
@@ -126,6 +136,9 @@ class HttpPort:
         await self._encode(Turns(self._clock))
 
     async def _live(self, request: web.Request) -> web.Response:
+        reason = self._not_live()
+        if reason:
+            return web.json_response({"live": False, "reason": reason}, status=503)
         return web.json_response({"live": True})
 
     async def _ready(self, request: web.Request) -> web.Response:

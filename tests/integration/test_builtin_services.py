@@ -22,7 +22,7 @@ def health(channel: grpc.Channel) -> health_pb2_grpc.HealthStub:
     return health_pb2_grpc.HealthStub(channel)
 
 
-@pytest.mark.parametrize("service", ["", SERVICE, "mlp", "versioned"])
+@pytest.mark.parametrize("service", ["", SERVICE, "liveness", "mlp", "versioned"])
 def test_health_check_says_serving(health: health_pb2_grpc.HealthStub, service: str):
     assert health.Check(health_pb2.HealthCheckRequest(service=service)).status == SERVING
 

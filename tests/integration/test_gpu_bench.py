@@ -9,6 +9,7 @@ import pytest
 import torch
 from loadtests.gpu.__main__ import main
 from loadtests.gpu.bench import VARIANTS, cases_of
+from loadtests.gpu.clients import Clients, ClientsFailed
 from loadtests.gpu.scale import REHEARSAL
 
 
@@ -21,7 +22,7 @@ def test_a_rehearsal_runs_every_step_and_ends_in_a_table_of_all_rows(
     missing = {row["case"]: row["missing"] for row in written["rows"] if row["missing"]}
     assert missing == {}, printed
     assert status == 0, printed
-    table = (tmp_path / "gpu.md").read_text()
+    table = (tmp_path / "gpu.txt").read_text()
     assert table in printed
     assert table.startswith("rehearsal on an emulated device: no figure means anything\n")
     told = {(row["configuration"], row["case"]): row for row in written["rows"]}
@@ -33,6 +34,14 @@ def test_a_rehearsal_runs_every_step_and_ends_in_a_table_of_all_rows(
             answered += row["rows_per_s"]
     assert answered > 0
     assert set(written["bare"]) == {"before", "after"}
+
+
+def test_a_client_that_does_not_end_is_given_up_and_killed(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("loadtests.gpu.clients._PATIENCE_S", 0.0)
+    clients = Clients(1)
+    with pytest.raises(ClientsFailed, match="doesn't end"), clients:
+        pytest.fail("it was waited for")
+    assert not clients.count
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

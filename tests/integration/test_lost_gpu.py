@@ -29,7 +29,9 @@ def device():
     torch_gpu.opened_by(torch_gpu._real)
 
 
-def test_every_probe_says_that_the_server_is_not_ready_and_http_says_why(device, transport, tmp_path):
+def test_every_probe_says_that_the_server_is_neither_ready_nor_live_and_http_says_why(
+    device, transport, tmp_path
+):
     write_identity(tmp_path, options="dynamic_batching { }\ninstance_group { kind: KIND_GPU gpus: 0 }")
     config = ServerConfig(model_repository=tmp_path, grpc_port=0, http_port=0, transport=transport)
 
@@ -42,7 +44,10 @@ def test_every_probe_says_that_the_server_is_not_ready_and_http_says_why(device,
         ):
             stub, health = pb_grpc.GRPCInferenceServiceStub(channel), health_pb2_grpc.HealthStub(channel)
             watch = health.Watch(health_pb2.HealthCheckRequest())
-            assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+            liveness = health.Watch(health_pb2.HealthCheckRequest(service="liveness"))
+            for each in (watch, liveness):
+                assert (await each.read()).status == health_pb2.HealthCheckResponse.SERVING
+            assert (await http.get("/healthz/live")).status == 200
             assert y_of(await stub.ModelInfer(x_request("identity", 7))) == [7.0]
             assert (await http.get("/healthz/ready")).status == 200
 
@@ -53,13 +58,15 @@ def test_every_probe_says_that_the_server_is_not_ready_and_http_says_why(device,
                 assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
             assert "cuda:0" in (refused.value.details() or "")
 
-            assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            for each in (watch, liveness):
+                assert (await each.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+                each.cancel()
             assert not (await stub.ServerReady(pb.ServerReadyRequest())).ready
             assert not (await stub.ModelReady(pb.ModelReadyRequest(name="identity"))).ready
-            assert (await stub.ServerLive(pb.ServerLiveRequest())).live
-            probe = await http.get("/healthz/ready")
-            assert probe.status == 503
-            assert "cuda:0" in json.dumps(await probe.json())
-            watch.cancel()
+            assert not (await stub.ServerLive(pb.ServerLiveRequest())).live
+            for path in ("/healthz/ready", "/healthz/live"):
+                probe = await http.get(path)
+                assert probe.status == 503
+                assert "cuda:0" in json.dumps(await probe.json())
 
     asyncio.run(scenario())

@@ -149,3 +149,7 @@ class Batch:
             Batch(self.spec, part, self.started_at, RETRY)
             for part in (self.requests[:middle], self.requests[middle:])
         ]
+
+    def singles(self) -> list[Batch]:
+        """Return a batch for each request, where halving has been tried already (``OutOfDeviceMemory``)."""
+        return [Batch(self.spec, [request], self.started_at, RETRY) for request in self.requests]

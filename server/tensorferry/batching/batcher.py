@@ -15,7 +15,8 @@ Contracts:
   again, or the request's ``on_done`` will be called exactly once.
 * A request whose deadline has come, or that was cancelled, is never handed to a stream.
 * A batch that the model raises on is halved and run again until the request at fault stands
-  alone: the others get their answers. One that found the device lost isn't: no run could succeed.
+  alone: the others get their answers. Requests of one that a device had no room for run alone at once,
+  as the model has halved it itself. One that found the device lost isn't run again: no run could succeed.
 """
 
 from __future__ import annotations
@@ -39,7 +40,14 @@ from tensorferry.batching.queue import Place, WaitingQueue
 from tensorferry.batching.record import DEADLINE, FULL, IDLE, RETRY
 from tensorferry.batching.statistics import BatcherStatistics, Counters, failure_reason
 from tensorferry.clock import Clock, Timer
-from tensorferry.errors import Cancelled, DeadlineExceeded, DeviceLost, ModelFailed, TensorferryError
+from tensorferry.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    DeviceLost,
+    ModelFailed,
+    OutOfDeviceMemory,
+    TensorferryError,
+)
 from tensorferry.model import ModelSpec, RunResult
 
 __all__ = ["Admission", "BatchOutcome", "Batcher", "Executor", "limits_of"]
@@ -307,7 +315,7 @@ class Batcher:
         follow_at = self._executor.follow_at(expected) if expected.is_known else NEVER
         hold_end = follow_at
         if now >= follow_at or sum(queue.rows) >= most:  # else nobody is full, and nobody leaves
-            spare = Spare(follow_at, self._forecast.free_at(now))
+            spare = Spare(follow_at, self._forecast.free_at(now, follow_at))
             hold_end = NEVER
             for place in self._in_turn(now):
                 decision = follow(queue.view(place, most), self._limits, now, spare, expected)
@@ -421,7 +429,9 @@ class Batcher:
             self._idle_since = now
         self._forecast.finished(batch, outcome.stream, now, error is None, waiting)
         if error is not None and len(batch.requests) > 1 and not isinstance(error, DeviceLost):
-            self._again.extend(batch.halves())
+            # A model that has no room has halved the batch itself, down to one row.
+            has_no_room = isinstance(error, OutOfDeviceMemory)
+            self._again.extend(batch.singles() if has_no_room else batch.halves())
             batch.requests = []
         # Refill before replying: the stream works while the replies are encoded. A stream that
         # runs on this thread is refilled by the flush that is on the stack below.

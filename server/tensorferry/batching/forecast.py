@@ -197,9 +197,14 @@ class Forecast:
             self.whole_s = self._slowest(self._max_rows)
         return self._max_rows
 
-    def free_at(self, now: float) -> float:
-        """Return when the first of the streams that run is expected to be through with all that it has."""
-        return min(self._ends(now), default=now)
+    def free_at(self, now: float, follow_at: float = math.inf) -> float:
+        """Return when the first of the streams that run is expected to be through with all that it has.
+
+        Not before ``follow_at``, unless that is infinite: the stream that is free first may have no place
+        to spare, and the one for which ``follow_at`` is right comes later.
+        """
+        free_at = min(self._ends(now), default=now)
+        return free_at if follow_at == math.inf else max(free_at, follow_at)
 
     def _learn(self, stream: int, rows: int, seconds: float) -> None:
         times = self._times.get(stream)

@@ -63,7 +63,9 @@ class Catalog:
         #: (model, version) -> loads that succeeded, and that failed.
         self.loads: Counter[tuple[str, int]] = Counter()
         self.load_failures: Counter[tuple[str, int]] = Counter()
-        #: Called when readiness has changed by itself: a version has lost its GPU.
+        #: Why this process can't do its work any more, for good: a GPU was lost. "" while it can.
+        self.why_dead = ""
+        #: Called when readiness and liveness have changed by themselves: a version has lost its GPU.
         self.on_lost: Callable[[], None] | None = None
 
     # -- changes ---------------------------------------------------------------------------------
@@ -331,7 +333,9 @@ class Catalog:
         self._retiring[live] = task
         task.add_done_callback(lambda _: self._retiring.pop(live, None))
 
-    def _lost(self) -> None:
+    def _lost(self, reason: str) -> None:
+        # For good, though the version be unloaded: whatever is loaded onto that GPU later fails as well.
+        self.why_dead = self.why_dead or reason
         self._update_routes()
         if self.on_lost is not None:
             self.on_lost()

@@ -52,7 +52,7 @@ class ModelState(Enum):
 class Means:
     """What all versions of a server share; see ``Engine``. ``resolve`` finds the models of ensembles.
 
-    ``on_lost`` is called when a version has lost its GPU, after its state has changed.
+    ``on_lost`` is called, with the reason, when a version has lost its GPU, after its state has changed.
     """
 
     clock: Clock
@@ -64,7 +64,7 @@ class Means:
     has_histograms: bool = True
     resolve: Resolve | None = None
     processes: int = 1
-    on_lost: Callable[[], None] | None = None
+    on_lost: Callable[[str], None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +230,7 @@ class LiveModel:
         """Return a snapshot of what the response cache did for the version; zero without one."""
         return CacheStatistics() if self._cached is None else self._cached.cache_statistics()
 
-    def _lost(self, reason: str, told: Callable[[], None] | None) -> None:
+    def _lost(self, reason: str, told: Callable[[str], None] | None) -> None:
         """Take no more requests: what comes fails, and another server may answer it."""
         _log.error(
             "model lost its GPU; the server isn't ready any more and has to be started anew",
@@ -238,13 +238,12 @@ class LiveModel:
             version=self.spec.version,
             reason=reason,
         )
-        if self.state is not ModelState.READY:
-            return  # it is on its way out already
-        self.reason = reason
-        self.state = ModelState.UNAVAILABLE
-        self.intake = None
+        if self.state is ModelState.READY:  # else it is on its way out already
+            self.reason = reason
+            self.state = ModelState.UNAVAILABLE
+            self.intake = None
         if told is not None:
-            told()
+            told(reason)
 
     def _not_ready(self) -> str:
         what = f"model {self.spec.name!r} version {self.spec.version} is {self.state.value}"

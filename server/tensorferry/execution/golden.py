@@ -21,6 +21,7 @@ from tensorferry.batching.batch import Batch
 from tensorferry.batching.pending import Pending
 from tensorferry.errors import InvalidRequest, ModelFailed, ModelLoadError
 from tensorferry.execution.golden_file import Array, Golden, read_golden
+from tensorferry.execution.outcomes import reason_of
 from tensorferry.model import Bound, Model, ModelSpec
 from tensorferry.tensors import Tensor, array_of, rows_of
 
@@ -200,8 +201,8 @@ def _answer(model: Model, bound: Bound, where: str) -> Sequence[Tensor]:
     except ModelFailed as error:
         raise ModelLoadError(f"{where}: {error}") from error
     except Exception as error:
-        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-        raise ModelLoadError(f"{where}: the model raises on its inputs: {reason[0].strip()}") from error
+        reason = reason_of(error).strip()
+        raise ModelLoadError(f"{where}: the model raises on its inputs: {reason}") from error
     batch.deliver(outputs)
     return request.outputs
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from tensorferry.model import ModelSpec
 
-__all__ = ["HOST", "mib", "needed_bytes", "remedy", "what_for"]
+__all__ = ["HOST", "input_bytes", "mib", "needed_bytes", "remedy", "what_for"]
 
 #: Where a CPU copy's memory is; other places are named as devices are (``cuda:0``).
 HOST: Final = "cpu"
@@ -32,8 +32,12 @@ _WORTH_SAYING: Final = 2**20
 def needed_bytes(spec: ModelSpec) -> dict[str, int]:
     """Estimate what loading and warming up ``spec`` takes at its peak, in bytes, by place.
 
-    On a GPU that is a copy of the model for each stream, or one for all that share its weights, and
-    each stream's staging buffers, which are on the host as well, pinned.
+    On a GPU that is a copy of the model for each stream, or one for all that are to share its weights,
+    and each stream's staging buffers, which are on the host as well, pinned. Whether weights can be
+    shared is known only once they are loaded; where they can't, the copies beyond the first aren't
+    counted here. They pass through the host one after another all the same, and one that the device has
+    no room for then is refused (``refusing_out_of_memory``). Counting them would refuse every model that
+    fits only with its weights shared, which is what sharing is for.
 
     Each place is ``HOST`` or a device; the copies there are loaded at the same time. Empty for an
     ensemble, which has no file, and where the file can't be read: loading says that better.
@@ -56,18 +60,26 @@ def needed_bytes(spec: ModelSpec) -> dict[str, int]:
     return dict(needed)
 
 
-def _staging_bytes(spec: ModelSpec) -> int:
-    """Return the bytes of one stream's input buffers; inputs whose size isn't bounded count for nothing."""
-    row_bytes = 0
+def input_bytes(spec: ModelSpec) -> list[int | None]:
+    """Return the bytes of each of the model's inputs in the largest batch; None for one of any size."""
     longest = spec.padding.buckets[-1] if spec.padding is not None and spec.padding.buckets else -1
     padded = spec.padding.inputs if spec.padding is not None else ()
+    sizes: list[int | None] = []
     for each in spec.model_inputs:
-        if each.datatype is None or each.dims is None:
+        if each.dims is None or each.datatype is None:
+            sizes.append(None)
             continue
         dims = [longest if dim == -1 and each.name in padded else dim for dim in each.dims]
-        if -1 not in dims:
-            row_bytes += each.datatype.itemsize * math.prod(dims)
-    return spec.tuning.staging_slots * max(1, spec.max_batch_size) * row_bytes
+        if -1 in dims:
+            sizes.append(None)
+        else:
+            sizes.append(max(1, spec.max_batch_size) * each.datatype.itemsize * math.prod(dims))
+    return sizes
+
+
+def _staging_bytes(spec: ModelSpec) -> int:
+    """Return the bytes of one stream's input buffers; inputs of any size count for nothing."""
+    return spec.tuning.staging_slots * sum([size or 0 for size in input_bytes(spec)])
 
 
 def what_for(spec: ModelSpec, place: str) -> str:

@@ -14,7 +14,7 @@ from tensorferry.batching.batcher import BatchOutcome
 from tensorferry.errors import ModelFailed, TensorferryError
 from tensorferry.model import ModelSpec
 
-__all__ = ["Done", "failure", "post"]
+__all__ = ["Done", "failure", "post", "reason_of"]
 
 _log = structlog.get_logger("tensorferry.execution")
 
@@ -41,6 +41,15 @@ def failure(spec: ModelSpec, batch: Batch, error: Exception) -> TensorferryError
         f"model {spec.name!r} version {spec.version} raised {type(error).__name__};"
         f" error id {reference} in the log"
     )
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the line of an error that says what is wrong, or its name where it says nothing.
+
+    TorchScript says it last, behind where it was. An error of CUDA's has advice for programmers below it.
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return next((line for line in lines if "CUDA error: " in line), lines[-1])
 
 
 def post(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *arguments: object) -> None:

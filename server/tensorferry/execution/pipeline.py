@@ -18,6 +18,7 @@ isn't touched again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import threading
 from dataclasses import dataclass
@@ -100,6 +101,9 @@ class Pipeline:
 
     def _complete(self) -> None:
         lost: DeviceLost | None = None
+        # Without its device, a thread that asks CUDA anything sets up the first one, whosever that is.
+        with contextlib.suppress(Exception):  # what is wrong, the first batch says
+            self._model.attach(1)
         while (launched := self._launched.get()) is not None:
             outcome = self._outcome(launched, lost)
             if lost is None and isinstance(outcome.error, DeviceLost):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -20,6 +21,7 @@ from tensorferry.errors import ConfigurationError, ModelLoadError, OutOfDeviceMe
 from tensorferry.execution.golden import check_golden
 from tensorferry.execution.launching import LaunchingModel
 from tensorferry.execution.out_of_memory import refusing_out_of_memory
+from tensorferry.execution.outcomes import reason_of
 from tensorferry.model import BatchInput, Model, ModelSpec, RunResult, TensorSpec, WarmupSpec, batch_buckets
 
 __all__ = ["WarmupReport", "warm_up"]
@@ -32,6 +34,8 @@ _LEAST_QUICK_RUNS: Final = 20
 #: is its own warm-up.
 _BUDGET_S: Final = 2.0
 _SETTLED: Final = 1.5
+#: Runs of each size once all is prepared.
+_TIMED_RUNS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +60,8 @@ class WarmupReport:
 def warm_up(model: Model) -> WarmupReport:
     """Run ``model`` at every batch size, on the calling thread, until the times settle.
 
-    A model on a GPU is prepared then. A model that has a golden file must at last give what it expects,
-    on a GPU with the graphs that it has captured; see ``check_golden``.
+    A model on a GPU is prepared then, and timed anew with the graphs that it has captured. A model that
+    has a golden file must at last give what it expects, with those graphs; see ``check_golden``.
 
     Raises:
         ModelLoadError: the model fails on an input that its configuration allows, or its outputs
@@ -69,6 +73,7 @@ def warm_up(model: Model) -> WarmupReport:
         with refusing_out_of_memory(model.spec, model.status.device):
             report = _run_all(model)
             model.prepare()
+            report = replace(report, run_s=_timed_again(model))
     check_golden(model)
     return report
 
@@ -91,11 +96,32 @@ def _run_all(model: Model) -> WarmupReport:
 
 
 def _warm_up_at(model: Model, rows: int, length: int, budget_s: float) -> float:
-    spec = model.spec
-    inputs = [_input(_at_length(tensor, length), rows, spec, is_random=False) for tensor in spec.inputs]
-    inputs += _lengths(spec, rows, length)
-    padded = f" padded to {length}" if spec.padding is not None else ""
+    inputs = _zeros(model.spec, rows, length)
+    padded = f" padded to {length}" if model.spec.padding is not None else ""
     return _settle(model, inputs, f"a batch of {rows} rows of zeros{padded}", budget_s)
+
+
+def _timed_again(model: Model) -> dict[int, float]:
+    """Return the best of a few runs of each size, as ``WarmupReport.run_s``: with what was prepared."""
+    run_s: dict[int, float] = {}
+    for rows, inputs in _batches(model.spec):
+        best = min([_timed(model, inputs, f"a batch of {rows} rows") for _ in range(_TIMED_RUNS)])
+        run_s[rows] = max(best, run_s.get(rows, 0.0))
+    return run_s
+
+
+def _batches(spec: ModelSpec) -> Iterator[tuple[int, list[BatchInput]]]:
+    """Yield each batch of warm-up once, with its rows."""
+    for warmup in spec.warmups:
+        yield warmup.batch_size, _configured(warmup, spec)
+    for length in _buckets(spec):
+        for rows in batch_buckets(spec.max_batch_size, spec.batching.preferred_batch_sizes):
+            yield rows, _zeros(spec, rows, length)
+
+
+def _zeros(spec: ModelSpec, rows: int, length: int) -> list[BatchInput]:
+    inputs = [_input(_at_length(tensor, length), rows, spec, is_random=False) for tensor in spec.inputs]
+    return inputs + _lengths(spec, rows, length)
 
 
 def _check_pad_value(spec: ModelSpec) -> None:
@@ -168,9 +194,8 @@ def _timed(model: Model, inputs: list[BatchInput], what: str) -> float:
     except TensorferryError as error:
         raise ModelLoadError(f"{error} (on {what})") from error
     except Exception as error:
-        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise ModelLoadError(
-            f"model {model.spec.name!r} version {model.spec.version} raises on {what}: {reason[0]}"
+            f"model {model.spec.name!r} version {model.spec.version} raises on {what}: {reason_of(error)}"
         ) from error
     return time.perf_counter() - started
 

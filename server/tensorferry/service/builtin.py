@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 
 from google.protobuf import descriptor_pool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -13,20 +14,29 @@ from tensorferry.service.inference import SERVICE
 from tensorferry.service.methods import MethodTable, ServicerCollector
 from tensorferry.wire import model_config_pb2, open_inference_pb2, rollout_pb2
 
-__all__ = ["HealthService", "reflection_methods"]
+__all__ = ["LIVENESS", "HealthService", "reflection_methods"]
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
+#: The name that is NOT_SERVING once only a new process helps: for probes that restart, while the others
+#: are for those that stop sending.
+LIVENESS: Final = "liveness"
+
+
 class HealthService:
-    """``grpc.health.v1.Health``: "" and the inference service for the whole server, and each model."""
+    """``grpc.health.v1.Health``: "" and the inference service for the whole server, and each model.
+
+    And ``LIVENESS``, even if a model is called so.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._servicer = health.aio.HealthServicer()
         self._known: set[str] = set()
         self._updating: set[asyncio.Task[None]] = set()
+        self._is_over = False
 
     def methods(self) -> MethodTable:
         """Return the method table of the service (Check and Watch)."""
@@ -45,6 +55,7 @@ class HealthService:
         self._known |= served.keys()
         for name, is_served in served.items():
             await self._set(name, is_served)
+        await self._set(LIVENESS, not self._engine.why_dead)
 
     def follow(self) -> None:
         """Call ``update`` soon; for those who can't wait."""
@@ -53,10 +64,14 @@ class HealthService:
         task.add_done_callback(self._updating.discard)
 
     async def shut_down(self) -> None:
-        """Say NOT_SERVING of everything, for good."""
-        await self._servicer.enter_graceful_shutdown()
+        """Say NOT_SERVING of everything but ``LIVENESS``, for good: who drains isn't to be killed for it."""
+        self._is_over = True
+        for name in ("", SERVICE, *self._known):
+            await self._set(name, False)
 
     async def _set(self, name: str, serving: bool) -> None:
+        if self._is_over and name != LIVENESS:
+            serving = False  # an update that was under way
         await self._servicer.set(name, _SERVING if serving else _NOT_SERVING)
 
 

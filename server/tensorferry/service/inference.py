@@ -197,7 +197,8 @@ class InferenceService:
     # -- how things are -------------------------------------------------------------------------
 
     async def _server_live(self, request: pb.ServerLiveRequest) -> pb.ServerLiveResponse:
-        return pb.ServerLiveResponse(live=True)
+        # What orchestrators restart on: false once only a new process can do the work again.
+        return pb.ServerLiveResponse(live=not self._engine.why_dead)
 
     async def _server_ready(self, request: pb.ServerReadyRequest) -> pb.ServerReadyResponse:
         return pb.ServerReadyResponse(ready=self._engine.is_ready)

@@ -132,7 +132,7 @@ class Memory:
         self._blocks: dict[int, Block] = {}
         self._made = 0
         # Tensors die on any thread, and in the middle of anything.
-        self._dead: deque[int] = deque()
+        self._dead: deque[tuple[int, History]] = deque()
         self._dead_graphs: deque[list[int]] = deque()
         #: By lane: what was freed while another might still use it.
         self._freed: dict[Agent, list[History]] = {}
@@ -148,12 +148,14 @@ class Memory:
         self.budget.allocate(counted)
         memory = np.full(max(size, 1), POISON, np.uint8)
         base = memory.ctypes.data
-        # The allocator may have given us the address of a block that died in this very moment.
-        self._settle_block(base)
+        # The allocator may have given us the address of a block that died in this very moment; its notice
+        # is here, or comes late, and isn't about the new one.
+        if base in self._blocks:
+            self._remove(base)
         self._made += 1
         history = History(f"{what} {self._made} ({size} bytes)")
         self._blocks[base] = Block(base, size, history, owner, is_pinned, counted)
-        weakref.finalize(memory, self._dead.append, base).atexit = False
+        weakref.finalize(memory, self._dead.append, (base, history)).atexit = False
         with torch.inference_mode(mode=False):
             return torch.from_numpy(memory)[:size]
 
@@ -168,7 +170,10 @@ class Memory:
     def settle(self) -> None:
         """Take note of the blocks, and the pools, that have died."""
         while self._dead:
-            self._remove(self._dead.popleft())
+            base, history = self._dead.popleft()
+            block = self._blocks.get(base)
+            if block is not None and block.history is history:
+                self._remove(base)
         while self._dead_graphs:
             size = self._dead_graphs.popleft()[0]
             self.budget.graphs -= size
@@ -188,11 +193,6 @@ class Memory:
                     f"{history.name} was freed, and torch may give it out again on {lane.name}, while"
                     f" nothing orders that behind {access}"
                 )
-
-    def _settle_block(self, base: int) -> None:
-        if base in self._blocks:
-            self._dead.remove(base)
-            self._remove(base)
 
     def _remove(self, base: int) -> None:
         block = self._blocks.pop(base)

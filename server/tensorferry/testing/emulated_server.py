@@ -3,15 +3,18 @@
 For tests and rehearsals: a whole server with ``instance_group { kind: KIND_GPU }`` on a machine without
 a GPU. Answers are right, times and figures of devices mean nothing, and it is slow. Whatever might race
 on a GPU fails its batch, and is told on standard error at the end, with the exit status 3.
+With ``--control SOCKET`` before the command its devices can be made to fail (``emulated_control``).
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from tensorferry.cli import main as run_command
 from tensorferry.execution.backends import torch_gpu
+from tensorferry.testing.emulated_control import serve_control
 from tensorferry.testing.emulated_device import emulated_devices
 from tensorferry.testing.emulated_gpu import EmulatedGpu
 
@@ -21,6 +24,10 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command of tensorferry; return its exit status, or 3 if it did well but for a race."""
     torch_gpu.opened_by(EmulatedGpu)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["--control"]:
+        serve_control(Path(arguments[1]))
+        arguments = arguments[2:]
     status = run_command(arguments)
     races = [race for device in emulated_devices() for race in device.races]
     for race in races:

@@ -364,12 +364,16 @@ def test_batch_that_found_the_device_lost_is_not_tried_again():
     assert busy.batcher.statistics().failures["OTHER"] == 4
 
 
-def test_batch_that_the_device_had_no_room_for_is_halved():
+def test_requests_of_a_batch_that_the_device_had_no_room_for_are_tried_alone():
     busy = station()
     requests = busy.submit_all([b"a"] * 4)
     busy.tick()
     busy.executor.finish()
+    busy.executor.finish(OutOfDeviceMemory("full"))  # by a model that has halved it itself
+    busy.executor.finish()
     busy.executor.finish(OutOfDeviceMemory("full"))
     busy.finish_all()
-    assert busy.sizes == [4, 2, 2]
-    assert [answer(request) for request in requests] == [b"a"] * 4
+    assert busy.sizes == [4, 1, 1, 1, 1]
+    assert isinstance(requests[1].error, OutOfDeviceMemory)
+    assert [answer(requests[number]) for number in (0, 2, 3)] == [b"a"] * 3
+    assert busy.admission.byte_size == 0

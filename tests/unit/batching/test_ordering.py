@@ -6,7 +6,7 @@ from tests.unit.support import POISON, Station, answer, bytes_spec, picky
 
 from tensorferry.batching.ordering import InOrder
 from tensorferry.batching.pending import Pending
-from tensorferry.errors import Cancelled, DeadlineExceeded, ModelFailed
+from tensorferry.errors import Cancelled, DeadlineExceeded, ModelFailed, OutOfDeviceMemory
 from tensorferry.model import Bound
 
 
@@ -127,6 +127,16 @@ def test_halves_of_a_failed_batch_keep_the_order():
     station.finish_all()
     assert station.done == requests
     assert [n for n, request in enumerate(requests) if isinstance(request.error, ModelFailed)] == [1]
+
+
+def test_requests_tried_alone_for_want_of_memory_keep_the_order():
+    station = Station(bytes_spec(max_batch_size=4, preserve_ordering=True), streams=2)
+    requests = station.submit_all([bytes([n]) for n in range(8)])
+    station.tick()
+    station.executor.finish(OutOfDeviceMemory("full"))
+    station.finish_all()
+    assert station.done == requests
+    assert not any(request.error for request in requests)
 
 
 def test_deadlines_do_not_change_the_order_of_departure():

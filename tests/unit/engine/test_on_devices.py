@@ -145,6 +145,25 @@ def test_lost_gpu_takes_the_server_out_of_its_balancer_and_its_models_with_it(de
     assert stream_threads() == []
 
 
+def test_lost_gpu_is_one_error_with_a_traceback_however_many_copies_find_it_so(device, tmp_path, capsys):
+    on_gpu(tmp_path)
+    on_gpu(tmp_path, "another")
+
+    async def main():
+        engine = await loaded(tmp_path)
+        device.lose()
+        for name in ("identity", "another"):
+            requests = [engine.infer(name, x(*[1.0] * 64)) for _ in range(4)]  # for both streams
+            outcomes = await asyncio.gather(*requests, return_exceptions=True)
+            assert {type(each) for each in outcomes} == {DeviceLost}
+        await engine.close()
+
+    run(main())
+    log = capsys.readouterr().out
+    assert log.count("GPU lost") == 1
+    assert log.count("model lost its GPU") == 2, "a line for each version, without a traceback"
+
+
 def test_requests_that_are_in_when_the_gpu_is_lost_are_unavailable_all_of_them(device, tmp_path):
     on_gpu(tmp_path)
 
@@ -166,11 +185,12 @@ def test_who_follows_readiness_hears_of_a_lost_gpu(device, tmp_path):
     async def main():
         engine = await loaded(tmp_path)
         told = []
-        engine.on_lost = lambda: told.append(engine.is_ready)
+        engine.on_lost = lambda: told.append((engine.is_ready, bool(engine.why_dead)))
+        assert not engine.why_dead
         device.lose()
         with pytest.raises(DeviceLost):
             await engine.infer("identity", x(1.0))
-        assert told == [False]
+        assert told == [(False, True)]
         await engine.close()
 
     run(main())
@@ -193,9 +213,29 @@ def test_model_that_came_later_and_lost_its_gpu_makes_the_server_unready_too(dev
         await engine.wait_retired()
         assert stream_threads() == [], "it had streams yet, and they are gone"
         assert engine.is_ready
+        assert "cuda:0" in engine.why_dead, "no model will run there again in this process"
         await engine.close()
 
     run(main())
+
+
+def test_model_for_a_gpu_that_was_lost_is_refused_and_says_how_to_have_it_back(device, tmp_path, capsys):
+    directory = on_gpu(tmp_path)
+
+    async def main():
+        engine = await loaded(tmp_path)
+        device.lose()
+        with pytest.raises(DeviceLost):
+            await engine.infer("identity", x(1.0))
+        engine.unload("identity")
+        await engine.wait_retired()
+        engine.commit(await engine.prepare(read_model(directory), EMPTY))
+        with pytest.raises(ModelNotReady, match=r"asks for cuda:0, which has failed .*start the server anew"):
+            await engine.infer("identity", x(1.0))
+        await engine.close()
+
+    run(main())
+    assert "failed unexpectedly" not in capsys.readouterr().out
 
 
 def test_ensemble_of_a_model_that_lost_its_gpu_is_not_ready(device, tmp_path):

@@ -63,10 +63,14 @@ class LaunchingPuppet:
         #: What happened to it, in order, and the threads it was launched and closed on.
         self.story: list[str] = []
         self.threads: set[threading.Thread] = set()
+        #: The names of the threads that it was attached on.
+        self.attached: list[str] = []
         self._prepare_error = prepare_error
 
     def attach(self, intra_op_threads: int) -> None:
-        self._did("attach")
+        self.attached.append(threading.current_thread().name)
+        if len(self.attached) == 1:
+            self.story.append("attach")
 
     def prepare(self) -> None:
         self._did("prepare")

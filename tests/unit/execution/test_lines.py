@@ -7,12 +7,16 @@ import pytest
 from tests.unit.execution.launching_support import RUN, SPEC, HandStream, LaunchingPuppet, batch_of
 from tests.unit.support import PythonModel, run
 
+from tensorferry.batching.batcher import Admission, Batcher
+from tensorferry.batching.pending import NEVER, Pending
 from tensorferry.clock import LoopClock
 from tensorferry.errors import DeviceLost, ModelFailed, OutOfDeviceMemory
 from tensorferry.execution.lines import Lines
 from tensorferry.execution.pool import Pool
 from tensorferry.execution.warmup import WarmupReport
 from tensorferry.model import RunResult
+from tensorferry.tensors import Tensor
+from tensorferry.testing.clock import VirtualClock
 
 #: A run of so many rows takes so many hundredths of a second.
 EXPECTED = {rows: rows / 100 for rows in range(1, 9)}.__getitem__
@@ -294,3 +298,27 @@ def test_time_is_the_loop_clocks_where_none_is_given():
     before = LoopClock.now()
     lines.start(batch_of(b"a"), print)
     assert before + 0.01 <= lines.follow_at(EXPECTED) <= LoopClock.now() + 0.01
+
+
+def test_batch_with_a_limit_waits_for_the_stream_on_which_it_is_in_time():
+    clock = VirtualClock()
+    streams = [HandStream(), HandStream()]
+    lines = Lines(streams, [LaunchingPuppet(SPEC, slots=2) for _ in streams], clock.now)
+    pool = Pool(list(streams), SPEC, WarmupReport({}), lines=lines)
+    batcher = Batcher(SPEC, pool, clock, Admission(2**20), 100, {rows: float(rows) for rows in (1, 2, 4, 8)})
+
+    def submit(rows: int, deadline: float = NEVER) -> None:
+        tensor = Tensor("x", "UINT8", (rows, 1), b"a" * rows)
+        batcher.submit(Pending(SPEC.bind([tensor]), print, deadline))
+        clock.tick()
+
+    for rows in (2, 8, 1):
+        submit(rows)
+    clock.advance(2.0)
+    short, long = sorted(streams, key=lambda stream: stream.rows[0])
+    assert (short.rows, long.rows) == ([2, 1], [8]), "the last left when the two should have ended"
+    submit(8, deadline=12.5)
+    assert long.rows == [8], "behind the eight it would end at 16 s"
+    short.end(result(staged_ns=0, copy_in_ns=0, copy_out_ns=0))
+    clock.advance(1.0)
+    assert (short.rows, long.rows) == ([1, 8], [8]), "behind the one it ends at 11 s"

@@ -9,10 +9,12 @@ from tests.unit.support import PATIENCE_S, model_spec, run, tensor_spec
 
 from tensorferry.device import Tuning
 from tensorferry.errors import ModelLoadError
+from tensorferry.execution.backends.torch_staging import Lanes, Slot, largest_input_bytes
 from tensorferry.execution.memory import LOADS, Loads, check_memory
-from tensorferry.execution.memory_needs import HOST, needed_bytes
+from tensorferry.execution.memory_needs import HOST, input_bytes, needed_bytes
 from tensorferry.execution.pool import open_pool
 from tensorferry.model import PaddingSpec
+from tensorferry.testing.emulated_gpu import EmulatedGpu
 
 MIB = 2**20
 
@@ -309,3 +311,45 @@ def test_model_of_a_tebibyte_is_refused_by_the_pool_without_being_read(spec):
 def test_reserve_that_cannot_be_left_free_refuses_even_a_small_model(spec):
     with pytest.raises(ModelLoadError, match="1048576 MiB are to stay free"):
         run(open_pool(spec(1), memory_reserve_bytes=2**40))
+
+
+def test_weights_that_turn_out_not_to_be_shareable_are_left_to_the_devices_own_refusal(spec):
+    # Counted as shared: else nothing would load that fits only with its weights shared.
+    own = spec(100, devices=("cuda:0",) * 3, tuning=Tuning(shares_weights=True))
+    alone = needed_bytes(replace(own, devices=("cuda:0",)))
+    shared = needed_bytes(own)
+    assert shared["cuda:0"] - alone["cuda:0"] < alone["cuda:0"] // 10, "staging buffers only"
+    assert shared[HOST] - alone[HOST] < alone[HOST] // 10, "they are read one after another"
+
+
+PADDED = PaddingSpec(("x",), (), (128, 512), lengths_input="lengths")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"inputs": [tensor_spec("x", "FP32", (16, 3)), tensor_spec("mask", "INT64", (5,))]},
+        {"inputs": [tensor_spec("x", "FP16", (16, 3))], "max_batch_size": 0},
+        {"inputs": [tensor_spec("x", "INT64", (-1,))], "padding": PADDED},
+        {"inputs": [tensor_spec("x", "FP32", (2, -1, 3)), tensor_spec("y", "BOOL", (4,))], "padding": PADDED},
+        {"inputs": [tensor_spec("x", "FP32", (-1,))]},
+        {"inputs": [tensor_spec("x", "FP32", None)]},
+    ],
+)
+def test_staging_buffers_are_as_large_as_was_estimated(spec, more):
+    own = replace(spec(10), devices=("cuda:0",), **({"max_batch_size": 8} | more))
+    without = needed_bytes(replace(own, inputs=(tensor_spec("x", "FP32", (-1,)),), padding=None))
+    gpu = EmulatedGpu("cuda:0")
+    lanes = Lanes(gpu)
+    slots = [
+        Slot(gpu, lanes, index, largest_input_bytes(own), True) for index in range(own.tuning.staging_slots)
+    ]
+    staging = sum(slot.nbytes for slot in slots)
+    assert needed_bytes(own) == {place: size + staging for place, size in without.items()}
+
+
+def test_of_inputs_of_any_size_only_the_others_are_estimated(spec):
+    fixed, varied = tensor_spec("x", "FP32", (16,)), tensor_spec("y", "FP32", (-1,))
+    own = replace(spec(10), inputs=(fixed, varied), max_batch_size=8)
+    assert input_bytes(own) == [8 * 16 * 4, None]
+    assert largest_input_bytes(own) == [], "its slots' buffers all grow as needed"

@@ -118,4 +118,4 @@ def test_other_failures_of_warm_up_say_what_they_said():
 def test_model_on_a_gpu_is_prepared_after_its_warm_up():
     model = LaunchingPuppet(SPEC)
     assert list(warm_up(model).run_s) == [1, 2, 4]
-    assert model.story == ["run", "prepare"]
+    assert model.story == ["run", "prepare", "run"], "it is timed anew with its graphs"

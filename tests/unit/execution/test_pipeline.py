@@ -255,9 +255,21 @@ def test_graphs_are_captured_after_warm_up_and_the_model_is_served_by_the_thread
         line = await line_of(model)
         report = (await line.stream.opened)[1]
         assert set(report.run_s) == {1, 2}
-        assert model.story == ["attach", "run", "prepare"]
+        assert model.story == ["attach", "run", "prepare", "run"]
         assert len(model.threads) == 1
         await line.close()
+
+    run(main())
+
+
+def test_the_thread_that_waits_has_the_model_s_device_too():
+    async def main():
+        line = await line_of(LaunchingPuppet())
+        line.start(b"a")
+        ride = await line.model.ride()
+        ride.end()
+        await line.close()
+        assert line.model.attached == ["m/1#0", "m/1#0 completing"]
 
     run(main())
 

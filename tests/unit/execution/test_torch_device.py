@@ -252,6 +252,18 @@ def test_a_model_that_asks_for_graphs_and_cannot_have_them_is_refused(bench):
         bench.ready(double, cuda_graphs="on")
 
 
+def test_a_model_that_asks_for_graphs_and_was_run_at_no_size_is_refused(bench):
+    inputs = [tensor_spec("x", "FP32", (-1,))]
+    model = bench.open(double, inputs, [tensor_spec("y", "FP32", (-1,))], cuda_graphs="on")
+    with pytest.raises(
+        ModelLoadError, match=r"cuda_graphs is on, and its inputs have no fixed size.*ragged_b"
+    ):
+        model.prepare()
+    model = bench.open(double, inputs, [tensor_spec("y", "FP32", (-1,))])
+    model.prepare()
+    assert "no fixed size" in model.status.no_graphs
+
+
 def test_without_graphs_none_is_captured(bench):
     model = bench.ready(double, cuda_graphs="off")
     assert (model.status.graphs, model.status.no_graphs) == ((), "")

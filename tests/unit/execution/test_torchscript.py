@@ -425,11 +425,24 @@ def test_gpu_that_is_not_there_is_refused_with_a_way_out(tmp_path):
     assert "KIND_CPU" in message
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_gpu_beyond_the_last_is_refused(tmp_path):
+def test_gpu_beyond_the_last_is_refused_with_those_that_there_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     save(Identity(), tmp_path / "model.pt")
     spec = replace(model_spec(), path=tmp_path / "model.pt")
-    assert f"there are {torch.cuda.device_count()} GPUs" in refusal(open_model, spec, "cuda:99")
+    message = refusal(open_model, spec, "cuda:7")
+    assert "asks for cuda:7, and torch sees only cuda:0, cuda:1; change its gpus" in message
+
+
+@pytest.mark.parametrize(("built_for", "remedy"), [(None, "install a CUDA build"), ("13.0", "nvidia-smi")])
+def test_machine_without_a_gpu_and_torch_without_cuda_are_told_apart(
+    tmp_path, monkeypatch, built_for, remedy
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", built_for)
+    save(Identity(), tmp_path / "model.pt")
+    spec = replace(model_spec(), path=tmp_path / "model.pt")
+    assert remedy in refusal(open_model, spec, "cuda:0")
 
 
 def test_closed_model_has_let_its_module_go(opened):

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import time
+
 import pytest
+from tests.unit.execution.launching_support import LaunchingPuppet
 from tests.unit.support import PythonModel, model_spec, tensor_spec
 
 from tensorferry.errors import ModelFailed, ModelLoadError
@@ -140,7 +143,41 @@ def test_padded_model_with_another_input_that_varies_is_not_run():
     assert "model_warmup" in warm_up(PythonModel(spec)).skipped
 
 
+def test_model_on_a_gpu_is_timed_anew_once_it_is_prepared(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    class Prepared(LaunchingPuppet):
+        def run(self, inputs):
+            now[0] += inputs[0].shape[0] * (0.001 if "prepare" in self.story else 0.1)
+            return super().run(inputs)
+
+    report = warm_up(Prepared(spec(max_batch_size=4)))
+    assert report.run_s == pytest.approx({1: 0.001, 2: 0.002, 4: 0.004})
+
+
+def test_padded_model_on_a_gpu_is_timed_anew_at_the_bucket_that_takes_longest(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    class Padded(LaunchingPuppet):
+        def run(self, inputs):
+            now[0] += inputs[0].shape[2] * 0.001
+            return super().run(inputs)
+
+    assert warm_up(Padded(padded_spec())).run_s == pytest.approx({1: 0.008, 2: 0.008})
+
+
 def test_pad_value_that_the_input_cannot_have_is_found_at_load():
     spec = model_spec([tensor_spec("x", "UINT8", (-1,))], padding=PaddingSpec(("x",), (), (4,), -1.0))
     with pytest.raises(ModelLoadError, match="'x': the pad value -1"):
         warm_up(PythonModel(spec))
+
+
+def test_an_error_of_cuda_is_told_without_the_advice_below_it():
+    error = RuntimeError(
+        "CUDA error: device-side assert triggered\nFor debugging consider passing CUDA_LAUNCH_BLOCKING=1\n"
+        "Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.\n"
+    )
+    with pytest.raises(ModelLoadError, match=r"of zeros: CUDA error: device-side assert triggered$"):
+        warm_up(raising(error))

@@ -36,6 +36,7 @@ from tensorferry.execution.backends.signature import (
 )
 from tensorferry.execution.backends.torch_tensors import (
     DTYPES,
+    check_device,
     first_line,
     open_torch,
     refuse_foreign_datatypes,
@@ -110,6 +111,7 @@ def open_package(spec: ModelSpec, device: str) -> Model:
     """
     where = f"model {spec.name!r} version {spec.version}"
     refuse_tuning(spec, where, "a compiled package", _INSTEAD, has_graphs=True)
+    check_device(where, device)
     place = place_of(device)
     runner, metadata = _loaded(spec.path, place, where)
     input_names, output_names = _flat_names(runner.get_call_spec())
@@ -156,8 +158,11 @@ def _loaded(path: Path, device: str, where: str) -> tuple[Any, dict[str, str]]:
     try:
         metadata = dict(loader.load_metadata_from_package(str(path), "model"))
         _check_machine(metadata, device, where)
-        index = torch.device(device).index
-        runner = loader(str(path), "model", False, 1, -1 if index is None else index)
+        placed = torch.device(device)
+        # Without torch's locks for several threads, of which one alone runs a package on a GPU: they ask
+        # the device whether the run before has ended, which can't be asked of a run that was captured.
+        is_single = placed.type == "cuda"
+        runner = loader(str(path), "model", is_single, 1, -1 if placed.index is None else placed.index)
     except ModelLoadError:
         raise
     except Exception as error:

@@ -11,6 +11,15 @@ What it leans on, with sources:
   the same stream ("CUDA semantics"; c10/cuda/CUDAStream.h). What one of them enqueues while the other is
   captured would become a part of its graph. So the lanes that models run on are streams that no other
   lane has, and copies, of which each direction has one engine anyway, go to streams of another priority.
+* Weights are copied to the device, and converted there, on the default stream of the thread that loads
+  them, which the lanes aren't ordered behind (torch's streams don't wait for the default one). So
+  whoever attaches waits for that stream first.
+* Each operation sets the calling thread's stream and leaves it so (``torch.cuda.set_stream``): the
+  context manager asks for the one before and puts it back, which takes longer than the rest of a small
+  operation. Threads that use a ``CudaGpu`` do no other work on a device.
+* The allocator's error for memory that ran out reaches us as a plain RuntimeError through TorchScript's
+  interpreter (torch/csrc/jit/runtime/interpreter.cpp) and compiled packages, which don't even keep its
+  words; libraries have errors of their own. The allocator's count of such errors tells.
 * ``capture_begin`` and ``capture_end`` alone, where ``torch.cuda.graph`` also synchronises the device and
   empties the cache, which would stop the other models. ``thread_local``: what other threads do
   meanwhile (allocate, for one) doesn't spoil the capture (CUDA runtime API, cudaStreamCaptureMode).
@@ -27,6 +36,7 @@ from typing import Any, Final
 import torch
 
 from tensorferry.execution.backends.torch_gpu import Forward, fill_pinned
+from tensorferry.execution.backends.torch_memory import is_out_of_memory, words_of
 from tensorferry.tensors import Buffer
 
 __all__ = ["CudaGpu"]
@@ -43,8 +53,13 @@ _taken: Final[set[tuple[str, int]]] = set()
 _taking: Final = threading.Lock()
 
 #: Before this version a capture that failed left the allocator in the belief that it went on
-#: (github.com/pytorch/pytorch/pull/180395), so that giving back memory raised ever after.
+#: (github.com/pytorch/pytorch/pull/180395), so that giving back memory raised ever after, and likewise
+#: the generator of random numbers (aten/src/ATen/cuda/CUDAGeneratorImpl.cpp, capture_epilogue).
 _ENDS_FAILED_CAPTURES: Final = (2, 12)
+
+
+def _new_pinned(size: int) -> torch.Tensor:
+    return torch.empty(size, dtype=torch.uint8, pin_memory=True)
 
 
 class _Event:
@@ -82,7 +97,7 @@ class _Lane:
         event.raw.record(self.stream)
 
     def wait(self, event: _Event) -> None:
-        self.stream.wait_event(event.raw)
+        event.raw.wait(self.stream)
 
 
 class _Graph:
@@ -103,10 +118,12 @@ class CudaGpu:
         self.device = torch.device(device)
         uuid = getattr(_cuda.get_device_properties(self.device), "uuid", "")
         self.uuid = f"GPU-{uuid}" if uuid else ""
+        self._times_full = self._count_times_full()
 
     def attach(self) -> None:
-        """Make it the calling thread's device."""
+        """Make it the calling thread's device, and wait for what loading has enqueued there."""
         _cuda.set_device(self.device)
+        _cuda.default_stream(self.device).synchronize()
 
     def lane(self, runs: bool = False) -> _Lane:
         """Return a lane."""
@@ -118,12 +135,15 @@ class CudaGpu:
 
     def pinned(self, size: int) -> torch.Tensor:
         """Return pinned memory, from torch's cache where it has some."""
-        return torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        try:
+            return _new_pinned(size)
+        except RuntimeError as error:
+            raise self._told(error)  # noqa: B904 - it says itself what it comes from
 
     def empty(self, lane: _Lane, size: int) -> torch.Tensor:
         """Return device memory."""
-        with _cuda.stream(lane.stream):
-            return torch.empty(size, dtype=torch.uint8, device=self.device)
+        _cuda.set_stream(lane.stream)
+        return torch.empty(size, dtype=torch.uint8, device=self.device)
 
     def fill(self, target: torch.Tensor, parts: Sequence[Buffer]) -> None:
         """Copy into pinned memory."""
@@ -135,18 +155,22 @@ class CudaGpu:
 
     def copy(self, lane: _Lane, target: torch.Tensor, source: torch.Tensor) -> None:
         """Enqueue a copy."""
-        with _cuda.stream(lane.stream):
-            target.copy_(source, non_blocking=True)
+        _cuda.set_stream(lane.stream)
+        target.copy_(source, non_blocking=True)
 
     def zero(self, lane: _Lane, target: torch.Tensor) -> None:
         """Enqueue zeros."""
-        with _cuda.stream(lane.stream):
-            target.zero_()
+        _cuda.set_stream(lane.stream)
+        target.zero_()
 
     def call(self, lane: _Lane, forward: Forward, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Enqueue a forward pass."""
-        with torch.inference_mode(), _cuda.stream(lane.stream):
-            return forward(*inputs)
+        _cuda.set_stream(lane.stream)
+        try:
+            with torch.inference_mode():
+                return forward(*inputs)
+        except RuntimeError as error:
+            raise self._told(error)  # noqa: B904 - it says itself what it comes from
 
     def pool(self) -> Any:  # noqa: ANN401 - torch's handle
         """Return a pool for graphs."""
@@ -156,27 +180,17 @@ class CudaGpu:
         """Capture a forward pass."""
         if not lane.is_alone:
             raise RuntimeError(f"more than {_STREAMS} model copies share {self.device}")
-        graph = _cuda.CUDAGraph()
-        with _capturing, torch.inference_mode(), _cuda.stream(lane.stream):
-            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-            try:
-                outputs = forward(*inputs)
-            except BaseException:
-                with contextlib.suppress(RuntimeError):
-                    graph.capture_end()
-                self._forget_capture(pool)
-                raise
-            try:
-                graph.capture_end()
-            except BaseException:
-                self._forget_capture(pool)
-                raise
-        return _Graph(graph, inputs, outputs)
+        try:
+            with _capturing:
+                _cuda.set_stream(lane.stream)
+                return self._captured(forward, inputs, pool)
+        except RuntimeError as error:
+            raise self._told(error)  # noqa: B904 - it says itself what it comes from
 
     def replay(self, lane: _Lane, captured: _Graph) -> None:
         """Enqueue a graph."""
-        with _cuda.stream(lane.stream):
-            captured.graph.replay()
+        _cuda.set_stream(lane.stream)
+        captured.graph.replay()
 
     def holds(self, tensor: torch.Tensor) -> bool:
         """Whether the tensor is on this device."""
@@ -213,10 +227,52 @@ class CudaGpu:
             return True
         return False
 
+    def _captured(self, forward: Forward, inputs: Sequence[torch.Tensor], pool: Any) -> _Graph:  # noqa: ANN401
+        """Capture on the thread's stream."""
+        graph = _cuda.CUDAGraph()
+        # Not in inference mode: torch makes tensors here, for random numbers, that it writes to later.
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        try:
+            with torch.inference_mode():
+                outputs = forward(*inputs)
+        except BaseException:
+            with contextlib.suppress(RuntimeError):
+                graph.capture_end()
+            self._forget_capture(pool)
+            raise
+        try:
+            graph.capture_end()
+        except BaseException:
+            self._forget_capture(pool)
+            raise
+        return _Graph(graph, inputs, outputs)
+
+    def _told(self, error: RuntimeError) -> RuntimeError:
+        """Return ``error``, or torch's own for memory that ran out if that is what it is."""
+        before, self._times_full = self._times_full, self._count_times_full()
+        if isinstance(error, torch.OutOfMemoryError):
+            return error
+        if self._times_full > before or is_out_of_memory(error):
+            told = torch.OutOfMemoryError(words_of(error))
+            told.__cause__ = error
+            return told
+        return error
+
+    def _count_times_full(self) -> int:
+        """Return how often torch's allocator has found the device full."""
+        return int(_cuda.memory_stats(self.device).get("num_ooms", 0))
+
     def _forget_capture(self, pool: Any) -> None:  # noqa: ANN401
-        """Tell torch's allocator that a failed capture is over, where torch doesn't itself."""
+        """Tell torch that a failed capture is over, where its allocator and generator don't notice."""
         version = tuple(int(part) for part in torch.__version__.split(".")[:2])
         end = getattr(torch._C, "_cuda_endAllocateToPool", None)
-        if version < _ENDS_FAILED_CAPTURES and end is not None:
-            with contextlib.suppress(RuntimeError):
-                end(self.device.index or 0, pool)
+        if version >= _ENDS_FAILED_CAPTURES or end is None:
+            return
+        with contextlib.suppress(RuntimeError):
+            end(self.device.index or 0, pool)
+        # Until a later capture ends well, the generator refuses random numbers to everybody.
+        with contextlib.suppress(RuntimeError):
+            graph = _cuda.CUDAGraph()
+            graph.capture_begin(capture_error_mode="thread_local")
+            torch.zeros(1, device=self.device)
+            graph.capture_end()

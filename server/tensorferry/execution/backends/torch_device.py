@@ -25,7 +25,7 @@ from tensorferry.device import DeviceMemory
 from tensorferry.errors import DeviceLost, ModelFailed, ModelLoadError, TensorferryError
 from tensorferry.execution.backends.signature import positions
 from tensorferry.execution.backends.torch_flight import InFlight
-from tensorferry.execution.backends.torch_gpu import gpu_of
+from tensorferry.execution.backends.torch_gpu import first_to_lose, gpu_of
 from tensorferry.execution.backends.torch_graphs import Form, Graphs, capture_graphs, form_of
 from tensorferry.execution.backends.torch_pieces import RowLimit, run_in_pieces
 from tensorferry.execution.backends.torch_staging import Lanes, Slot, largest_input_bytes
@@ -51,7 +51,8 @@ class DeviceModel:
         spec: The completed specification.
         device: ``cuda:<n>``.
         order: For each argument of ``call``, the index of the input that it takes.
-        owned: The model's own tensors.
+        owned: The model's own tensors. An output that is a view of one is copied, as the next run, which
+            may change it, overlaps with the output's way back.
         now: Seconds on a monotonic scale.
 
     Raises:
@@ -85,6 +86,8 @@ class DeviceModel:
         #: What ordinary runs took, until graphs are captured.
         self._eager_ns: dict[tuple[Form, int], int] | None = {}
         self._graphs = Graphs({})
+        owned = list(owned)
+        self._owned = {tensor.untyped_storage().data_ptr() for tensor in owned}
         self._weights = self._count(owned)
         self._at_rest = self._gpu.allocated_bytes()
         self._gpu.reset_peak()
@@ -114,7 +117,12 @@ class DeviceModel:
         before = gpu.reserved_bytes()
         if mode != "off" and eager_ns:
             self._graphs = capture_graphs(gpu, self._lanes, self._slots, self._forward, eager_ns)
-            self._say_why_not(mode)
+        elif mode != "off":
+            self._graphs.why_not = (
+                "its inputs have no fixed size, so that there is nothing to capture: give it ragged_buckets,"
+                " or a model_warmup of the shapes that are asked most"
+            )
+        self._say_why_not(mode)
         staging = sum([slot.nbytes for slot in self._slots])
         self._memory = DeviceMemory(
             weights=sum(self._weights.values()),
@@ -240,7 +248,13 @@ class DeviceModel:
                     f"model {self.spec.name!r}: output {each.name!r} is on {value.device}, and the model on"
                     f" {self._device}; leave it there"
                 )
-        return [value.contiguous() for value in values]
+        return [self._apart(value) for value in values]
+
+    def _apart(self, value: torch.Tensor) -> torch.Tensor:
+        """Return an output in one piece, outside the model's own memory: the next run may write there."""
+        if value.untyped_storage().data_ptr() in self._owned:
+            return value.clone(memory_format=torch.contiguous_format)
+        return value.contiguous()
 
     def _rows_of(self, inputs: Sequence[BatchInput]) -> int:
         return inputs[0].shape[0] if self.spec.has_batch_dimension else 0
@@ -294,4 +308,8 @@ class DeviceModel:
                 f"model {spec.name!r} version {spec.version}: {self._device} failed ({first_line(error)});"
                 " start the server anew"
             )
-            _log.error("GPU lost", model=spec.name, version=spec.version, device=self._device, exc_info=error)
+            # One fault brings down every copy there: the others have nothing to add to the first.
+            if first_to_lose(self._device):
+                _log.error(
+                    "GPU lost", model=spec.name, version=spec.version, device=self._device, exc_info=error
+                )

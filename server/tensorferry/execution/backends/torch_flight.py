@@ -59,23 +59,23 @@ class InFlight:
         """Block until the outputs are there."""
         slot = self._slot
         slot.done.synchronize()
-        device = DeviceRun(
-            copy_in_ns=slot.staged.elapsed_ns(slot.arrived),
-            run_ns=slot.began.elapsed_ns(slot.ran),
-            copy_out_ns=slot.leaving.elapsed_ns(slot.done),
-            bytes_in=self.bytes_in,
-            bytes_out=sum([len(each) for each in self._pinned]),
-            is_graph=self.is_graph,
-            padded_rows=self.padded_rows,
-            row_limit=self.row_limit,
-            staged_ns=self.staged_ns,
-        )
         outputs = [
             Tensor(each.name, DTYPE_NAMES[output.dtype], tuple(output.shape), self._model.view(pinned))
             for each, output, pinned in zip(
                 self._model.spec.outputs, self._outputs, self._pinned, strict=True
             )
         ]
+        device = DeviceRun(
+            copy_in_ns=slot.staged.elapsed_ns(slot.arrived),
+            run_ns=slot.began.elapsed_ns(slot.ran),
+            copy_out_ns=slot.leaving.elapsed_ns(slot.done),
+            bytes_in=self.bytes_in,
+            bytes_out=sum([len(each.data) for each in outputs]),
+            is_graph=self.is_graph,
+            padded_rows=self.padded_rows,
+            row_limit=self.row_limit,
+            staged_ns=self.staged_ns,
+        )
         self._outputs = []
         total_ns = time.perf_counter_ns() - self._started_ns
         infer_ns = min(device.run_ns, total_ns)

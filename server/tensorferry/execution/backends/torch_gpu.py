@@ -11,6 +11,7 @@ device works on goes through these methods.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
@@ -19,7 +20,19 @@ import torch
 
 from tensorferry.tensors import Buffer
 
-__all__ = ["Captured", "Event", "Forward", "Gpu", "Lane", "fill_pinned", "gpu_of", "is_real", "opened_by"]
+__all__ = [
+    "Captured",
+    "Event",
+    "Forward",
+    "Gpu",
+    "Lane",
+    "fill_pinned",
+    "first_to_lose",
+    "gpu_of",
+    "is_known_lost",
+    "is_real",
+    "opened_by",
+]
 
 #: Parts of a batch that are smaller than this on average are joined first.
 _SMALL_BYTES: Final = 4096
@@ -194,6 +207,10 @@ def _real(device: str) -> Gpu:
 
 _open: Callable[[str], Gpu] = _real
 
+#: Devices that failed for good, as long as this process lives.
+_lost: Final[set[str]] = set()
+_losing: Final = threading.Lock()
+
 
 def gpu_of(device: str) -> Gpu:
     """Return ``device`` (``cuda:0``) for one copy of a model.
@@ -211,7 +228,21 @@ def opened_by(factory: Callable[[str], Gpu]) -> Callable[[str], Gpu]:
     """
     global _open
     before, _open = _open, factory
+    _lost.clear()
     return before
+
+
+def first_to_lose(device: str) -> bool:
+    """Whether nobody has said yet that ``device`` is lost; from now on somebody has."""
+    with _losing:
+        is_first = device not in _lost
+        _lost.add(device)
+        return is_first
+
+
+def is_known_lost(device: str) -> bool:
+    """Whether somebody has said that ``device`` is lost."""
+    return device in _lost
 
 
 def is_real() -> bool:

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
 
-__all__ = ["free_device_bytes", "is_out_of_memory"]
+__all__ = ["free_device_bytes", "is_out_of_memory", "words_of"]
+
+_FULL: Final = (
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUDA driver error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 
 def free_device_bytes(device: str) -> int | None:
@@ -21,5 +31,17 @@ def free_device_bytes(device: str) -> int | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch raised ``error`` because a device's memory is full."""
-    return isinstance(error, torch.OutOfMemoryError)
+    """Whether torch raised ``error`` because a device's memory is full.
+
+    torch's own error for that comes as another one through TorchScript's interpreter, and drivers and
+    libraries that take memory themselves have errors of their own.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(each in str(error) for each in _FULL)
+
+
+def words_of(error: BaseException) -> str:
+    """Return the line of ``error`` that says that memory ran out, or all of it where none does."""
+    text = str(error)
+    return next((line for line in text.splitlines() if any(each in line for each in _FULL)), text)

@@ -23,6 +23,7 @@ import torch
 
 from tensorferry.execution.backends.torch_gpu import Gpu
 from tensorferry.execution.backends.torch_tensors import DTYPES
+from tensorferry.execution.memory_needs import input_bytes
 from tensorferry.model import BatchInput, ModelSpec
 
 __all__ = ["Lanes", "Slot", "largest_input_bytes"]
@@ -110,10 +111,13 @@ class Slot:
         """
         gpu, lane = self._gpu, self._lanes.copy_in
         sources = []
+        total = 0
         for pinned, each in zip(self._pinned, inputs, strict=False):
-            source = pinned[: prod(each.shape) * DTYPES[each.datatype].itemsize]
+            size = prod(each.shape) * DTYPES[each.datatype].itemsize
+            source = pinned[:size]
             gpu.fill(source, each.parts)
             sources.append(source)
+            total += size
         lane.record(self.staged)
         for source, each, target in zip(sources, inputs, targets, strict=True):
             own = target
@@ -122,7 +126,7 @@ class Slot:
                 gpu.zero(lane, target[each.shape[0] :])
             gpu.copy(lane, own, source.view(own.dtype).view(own.shape))
         lane.record(self.arrived)
-        return sum([len(source) for source in sources])
+        return total
 
     def bring_back(self, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Enqueue copies of device tensors to new pinned memory, which they fill once ``done`` has come.
@@ -158,17 +162,6 @@ class Slot:
 
 
 def largest_input_bytes(spec: ModelSpec) -> list[int]:
-    """Return the bytes of each of the model's inputs in the largest batch; [] where they aren't known."""
-    longest = spec.padding.buckets[-1] if spec.padding is not None and spec.padding.buckets else 0
-    sizes = []
-    for each in spec.model_inputs:
-        if each.datatype is None or each.dims is None:
-            return []
-        if each.is_fixed:
-            elements = prod(each.dims)
-        elif spec.padding is not None and each.name in spec.padding.inputs:
-            elements = prod(each.dims) * -longest
-        else:
-            return []
-        sizes.append(max(1, spec.max_batch_size) * elements * each.datatype.itemsize)
-    return sizes
+    """Return the bytes of each of the model's inputs in the largest batch; [] where they aren't all known."""
+    known = [size for size in input_bytes(spec) if size is not None]
+    return known if len(known) == len(spec.model_inputs) else []

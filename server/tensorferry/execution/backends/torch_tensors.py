@@ -15,6 +15,7 @@ import torch
 from tensorferry.errors import ModelFailed, ModelLoadError
 from tensorferry.execution.backends import torch_gpu
 from tensorferry.execution.backends.signature import check_output, positions
+from tensorferry.execution.outcomes import reason_of
 from tensorferry.model import BatchInput, Model, ModelSpec, RunResult, TensorSpec
 from tensorferry.tensors import Tensor
 
@@ -168,20 +169,39 @@ def check_device(where: str, device: str) -> None:
     """Check that torch can use ``device``.
 
     Raises:
-        ModelLoadError: it can't.
+        ModelLoadError: it can't; or can't any more, in this process.
     """
+    if torch_gpu.is_known_lost(device):
+        raise ModelLoadError(
+            f"{where}: instance_group asks for {device}, which has failed since the server began, so that"
+            " nothing can be loaded there; start the server anew"
+        )
     if not device.startswith("cuda") or not torch_gpu.is_real():
         return
     if not torch.cuda.is_available():
-        raise ModelLoadError(
-            f"{where}: instance_group asks for {device}, and this machine has no CUDA device that"
-            " torch can use; set kind: KIND_CPU, or install a CUDA build of torch"
-        )
+        raise ModelLoadError(f"{where}: instance_group asks for {device}, and {_why_no_gpu()}")
     index = torch.device(device).index or 0
     if index >= torch.cuda.device_count():
         raise ModelLoadError(
-            f"{where}: instance_group asks for {device}, and there are {torch.cuda.device_count()} GPUs"
+            f"{where}: instance_group asks for {device}, and torch sees only {_names_of_gpus()}; change its"
+            " gpus, or look whether CUDA_VISIBLE_DEVICES hides some"
         )
+
+
+def _why_no_gpu() -> str:
+    if torch.version.cuda is None:
+        return (
+            f"torch {torch.__version__} is built without CUDA; install a CUDA build of torch, or set kind:"
+            " KIND_CPU"
+        )
+    return (
+        f"torch {torch.__version__} finds no GPU; look whether nvidia-smi lists one, whether its driver knows"
+        f" CUDA {torch.version.cuda}, and whether CUDA_VISIBLE_DEVICES hides it, or set kind: KIND_CPU"
+    )
+
+
+def _names_of_gpus() -> str:
+    return ", ".join(f"cuda:{index}" for index in range(torch.cuda.device_count()))
 
 
 def refuse_foreign_datatypes(spec: ModelSpec, where: str, format_name: str) -> None:
@@ -199,9 +219,12 @@ def refuse_foreign_datatypes(spec: ModelSpec, where: str, format_name: str) -> N
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of what torch says, or the error's name where it says nothing."""
+    """Return the first line of what torch says, or the error's name where it says nothing.
+
+    Of an error that came through TorchScript's interpreter, the line that says what was wrong.
+    """
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0]
+    return reason_of(error) if "TorchScript interpreter" in lines[0] else lines[0]
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
