@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 from tests.fuzz import wire
@@ -202,14 +201,14 @@ class Bench:
     # -- the loop's side ------------------------------------------------------------------------
 
     def receive(self, data: bytes) -> None:
-        """Give the session what socket reads brought, while it reads: as much at a time as it takes."""
-        while data:
-            if self.lost or self.transport.closing or not self.transport.reading:
-                return
-            view = self.session.get_buffer(-1)
-            part, data = data[: len(view)], data[len(view) :]
-            view[: len(part)] = part
-            self._guarded(partial(self.session.buffer_updated, len(part)))
+        """Give the session what a socket read brought, if it still reads."""
+        if self.lost or self.transport.closing or not self.transport.reading:
+            return
+        view = self.session.get_buffer(-1)
+        if len(data) > len(view):
+            raise ValueError(f"{len(data)} bytes don't fit into the read buffer of {len(view)}")
+        view[: len(data)] = data
+        self._guarded(lambda: self.session.buffer_updated(len(data)))
 
     def tick(self) -> None:
         """Run what was put off, as the loop does."""

@@ -141,11 +141,9 @@ class Machine:
             self.put(wire.frame(wire.HEADERS, flags | wire.END_HEADERS, stream, block))
 
     def _data(self, stream: int, payload: bytes, ends: bool) -> None:
-        # What the session takes at most is 512 KiB; a frame from 64 KiB on it may read into its message.
-        largest = 90_000 if stream % 4 == 1 else 16_384
-        while len(payload) > largest:
-            self.put(wire.frame(wire.DATA, 0, stream, payload[:largest]))
-            payload = payload[largest:]
+        while len(payload) > 16_384:
+            self.put(wire.frame(wire.DATA, 0, stream, payload[:16_384]))
+            payload = payload[16_384:]
         self.put(wire.frame(wire.DATA, wire.END_STREAM if ends else 0, stream, payload))
 
     def data(self) -> None:

@@ -14,6 +14,7 @@ from tensorferry.device import Tuning
 from tensorferry.errors import DeviceLost, ModelFailed, ModelLoadError, OutOfDeviceMemory
 from tensorferry.execution.backends import torch_gpu
 from tensorferry.execution.backends.torch_device import DeviceModel
+from tensorferry.execution.backends.torch_memory import kept_by_graphs
 from tensorferry.execution.launching import LaunchingModel
 from tensorferry.execution.warmup import warm_up
 from tensorferry.model import BatchInput, PaddingSpec
@@ -389,6 +390,15 @@ def test_what_a_model_holds_is_counted(bench):
     sharing = bench.open(double, owned=[weights])
     sharing.prepare()
     assert sharing.status.memory.weights == 0
+
+
+def test_what_graphs_work_in_is_nobody_else_s_until_the_model_is_closed(bench):
+    bench.device.call_bytes = lambda rows: 1000 * rows
+    model = bench.ready(double)
+    assert kept_by_graphs("cuda:0") > 0
+    model.close()
+    bench.models.clear()
+    assert kept_by_graphs("cuda:0") == 0
 
 
 def test_closing_gives_all_memory_back(bench):

@@ -13,10 +13,9 @@ waits, through a queue. All else belongs to the launching thread, or isn't chang
 from __future__ import annotations
 
 import queue
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, NoReturn
+from typing import NoReturn
 
 import structlog
 import torch
@@ -27,6 +26,7 @@ from tensorferry.execution.backends.signature import positions
 from tensorferry.execution.backends.torch_flight import InFlight
 from tensorferry.execution.backends.torch_gpu import first_to_lose, gpu_of
 from tensorferry.execution.backends.torch_graphs import Form, Graphs, capture_graphs, form_of
+from tensorferry.execution.backends.torch_memory import Holding
 from tensorferry.execution.backends.torch_pieces import RowLimit, run_in_pieces
 from tensorferry.execution.backends.torch_staging import Lanes, Slot, largest_input_bytes
 from tensorferry.execution.backends.torch_tensors import check_value, first_line, ordered_outputs
@@ -36,10 +36,6 @@ from tensorferry.model import BatchInput, ModelSpec, RunResult
 __all__ = ["DeviceModel"]
 
 _log = structlog.get_logger("tensorferry.execution")
-
-#: The weights that some copy counts already, by device and address: shared ones count once.
-_counted: Final[set[tuple[str, int]]] = set()
-_counting: Final = threading.Lock()
 
 
 class DeviceModel:
@@ -88,7 +84,7 @@ class DeviceModel:
         self._graphs = Graphs({})
         owned = list(owned)
         self._owned = {tensor.untyped_storage().data_ptr() for tensor in owned}
-        self._weights = self._count(owned)
+        self._holding = Holding(device, owned)
         self._at_rest = self._gpu.allocated_bytes()
         self._gpu.reset_peak()
         self._memory = DeviceMemory()
@@ -114,7 +110,7 @@ class DeviceModel:
         gpu, mode = self._gpu, self.spec.tuning.cuda_graphs
         eager_ns, self._eager_ns = self._eager_ns or {}, None
         workspace = max(0, gpu.peak_bytes() - self._at_rest)
-        before = gpu.reserved_bytes()
+        before, kept_before = gpu.reserved_bytes(), self._cached_bytes()
         if mode != "off" and eager_ns:
             self._graphs = capture_graphs(gpu, self._lanes, self._slots, self._forward, eager_ns)
         elif mode != "off":
@@ -123,9 +119,10 @@ class DeviceModel:
                 " or a model_warmup of the shapes that are asked most"
             )
         self._say_why_not(mode)
+        self._holding.keep_for_graphs(max(0, self._cached_bytes() - kept_before))
         staging = sum([slot.nbytes for slot in self._slots])
         self._memory = DeviceMemory(
-            weights=sum(self._weights.values()),
+            weights=self._holding.weight_bytes,
             staging=staging,
             graphs=max(0, gpu.reserved_bytes() - before, sum([slot.result_bytes for slot in self._slots])),
             workspace=workspace,
@@ -228,8 +225,7 @@ class DeviceModel:
     def close(self) -> None:
         """Drop the model; its memory goes with it."""
         self._graphs.close()
-        with _counting:
-            _counted.difference_update((self._device, address) for address in self._weights)
+        self._holding.close()
         self._slots = []
         while not self._free.empty():
             self._free.get_nowait()
@@ -256,6 +252,9 @@ class DeviceModel:
             return value.clone(memory_format=torch.contiguous_format)
         return value.contiguous()
 
+    def _cached_bytes(self) -> int:
+        return self._gpu.reserved_bytes() - self._gpu.allocated_bytes()
+
     def _rows_of(self, inputs: Sequence[BatchInput]) -> int:
         return inputs[0].shape[0] if self.spec.has_batch_dimension else 0
 
@@ -273,17 +272,6 @@ class DeviceModel:
                 f" {tuning.staging_slots} staging buffers of {sum(sizes)} bytes ({first_line(error)}); lower"
                 " max_batch_size or staging_slots, or unload another model"
             ) from error
-
-    def _count(self, owned: Iterable[torch.Tensor]) -> dict[int, int]:
-        """Return address and bytes of the weights that no other copy counts."""
-        weights: dict[int, int] = {}
-        with _counting:
-            for tensor in owned:
-                storage = tensor.untyped_storage()
-                if (self._device, storage.data_ptr()) not in _counted:
-                    weights[storage.data_ptr()] = storage.nbytes()
-            _counted.update((self._device, address) for address in weights)
-        return weights
 
     def _say_why_not(self, mode: str) -> None:
         why_not, spec = self._graphs.why_not, self.spec
