@@ -69,7 +69,8 @@ def kept_by_graphs(device: str) -> int:
 def free_device_bytes(device: str) -> int | None:
     """Return the free memory of ``device`` (``cuda:0``), in bytes, with what torch holds in its cache.
 
-    Not with what graphs keep of that: nobody else is given it. None if there is no such device: loading says that better.
+    Not with what graphs keep of that: nobody else is given it. None if there is no such device:
+    loading says that better.
     """
     try:
         free, _ = torch.cuda.mem_get_info(device)
