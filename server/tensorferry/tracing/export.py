@@ -168,10 +168,12 @@ class OtlpSink:
                 loop.call_soon_threadsafe(done.set)
 
         # A daemon: a collector that takes the connection and says nothing must not keep the process.
-        threading.Thread(target=shut_down, name="traces-close", daemon=True).start()
+        thread = threading.Thread(target=shut_down, name="traces-close", daemon=True)
+        thread.start()
         try:
             async with asyncio.timeout(self._close_s):
                 await done.wait()
+            thread.join()  # saying so was the last thing that it did
         except TimeoutError:
             self._delivery.shutdown()
             _log.warning("traces left behind: the collector took too long", spans=self.waiting)
