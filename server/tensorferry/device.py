@@ -21,7 +21,7 @@ class Tuning:
 
     ``cuda_graphs``: ``auto`` captures a graph for each batch bucket where the model can be captured and
     the graph is right, ``on`` refuses the model otherwise, ``off`` captures none. ``busy_wait`` has a
-    thread spin until a batch is done instead of sleeping: some tens of us sooner, for a core.
+    thread spin until a batch is done instead of sleeping: a wake-up sooner, for a core.
     ``staging_slots`` is how many batches a worker stream holds at once, each with staging buffers of its
     own: 1 runs one after another, from 2 on copies overlap with runs. With ``shares_weights`` the
     streams of one device share one copy of the model.

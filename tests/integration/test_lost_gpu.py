@@ -24,9 +24,8 @@ from tensorferry.wire import open_inference_pb2_grpc as pb_grpc
 @pytest.fixture
 def device():
     emulated = EmulatedDevice("cuda:0")
-    torch_gpu.opened_by(lambda _: EmulatedGpu(emulated))
-    yield emulated
-    torch_gpu.opened_by(torch_gpu._real)
+    with torch_gpu.opened_by(lambda _: EmulatedGpu(emulated)):
+        yield emulated
 
 
 def test_every_probe_says_that_the_server_is_neither_ready_nor_live_and_http_says_why(

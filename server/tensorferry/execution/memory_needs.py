@@ -25,6 +25,9 @@ _FACTOR: Final = 1.35
 #: Platforms whose model is the one file; of the others, everything in the version's directory counts.
 _ONE_FILE: Final = ("pytorch_libtorch", "torch_aoti")
 
+#: Platforms whose models on a GPU have staging buffers; the others copy in their own way.
+_STAGED: Final = ("pytorch_libtorch", "torch_aoti")
+
 #: Staging buffers of less, in bytes, are a row of figures for nothing.
 _WORTH_SAYING: Final = 2**20
 
@@ -79,6 +82,8 @@ def input_bytes(spec: ModelSpec) -> list[int | None]:
 
 def _staging_bytes(spec: ModelSpec) -> int:
     """Return the bytes of one stream's input buffers; inputs of any size count for nothing."""
+    if spec.platform not in _STAGED:
+        return 0
     return spec.tuning.staging_slots * sum([size or 0 for size in input_bytes(spec)])
 
 

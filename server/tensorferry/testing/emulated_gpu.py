@@ -7,8 +7,8 @@ written to it (``emulated_memory``), a capture computes nothing (``emulated_capt
 arithmetic (``emulated_timeline``). What a GPU leaves to chance raises ``RaceError`` here.
 
     device = EmulatedDevice("cuda:0", capacity_bytes=1 << 20)
-    torch_gpu.opened_by(lambda name: EmulatedGpu(device))
-    ...
+    with torch_gpu.opened_by(lambda name: EmulatedGpu(device)):
+        ...
     assert device.races == []
 
 It can't know what a forward pass does inside: that it changes its inputs in place, or state of its own;

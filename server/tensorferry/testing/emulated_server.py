@@ -23,12 +23,12 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command of tensorferry; return its exit status, or 3 if it did well but for a race."""
-    torch_gpu.opened_by(EmulatedGpu)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["--control"]:
         serve_control(Path(arguments[1]))
         arguments = arguments[2:]
-    status = run_command(arguments)
+    with torch_gpu.opened_by(EmulatedGpu):
+        status = run_command(arguments)
     races = [race for device in emulated_devices() for race in device.races]
     for race in races:
         print(f"emulated GPU: race: {race}", file=sys.stderr)

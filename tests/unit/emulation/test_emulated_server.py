@@ -16,11 +16,10 @@ from tensorferry.testing.emulated_gpu import EmulatedGpu, emulated_device
 @pytest.fixture
 def device():
     """A device that the process has used by name; afterwards devices are opened as before."""
-    before = torch_gpu.opened_by(EmulatedGpu)
-    device = emulated_device("cuda:7")
-    yield device
-    device.races.clear()
-    torch_gpu.opened_by(before)
+    with torch_gpu.opened_by(EmulatedGpu):
+        device = emulated_device("cuda:7")
+        yield device
+        device.races.clear()
 
 
 def test_a_command_without_races_ends_as_it_would(device, capsys):

@@ -27,9 +27,8 @@ ON_GPU = "dynamic_batching { }\ninstance_group { count: 2 kind: KIND_GPU gpus: 0
 def device():
     """The one device that models on any GPU are on."""
     emulated = EmulatedDevice("cuda:0")
-    torch_gpu.opened_by(lambda _: EmulatedGpu(emulated))
-    yield emulated
-    torch_gpu.opened_by(torch_gpu._real)
+    with torch_gpu.opened_by(lambda _: EmulatedGpu(emulated)):
+        yield emulated
 
 
 def x(*values):
@@ -79,7 +78,6 @@ def test_model_on_a_gpu_answers_and_tells_what_it_has_and_did_there(device, tmp_
 
 def test_streams_on_several_gpus_count_apart(device, tmp_path):
     others = {"cuda:0": device, "cuda:1": EmulatedDevice("cuda:1")}
-    torch_gpu.opened_by(lambda name: EmulatedGpu(others[name]))
     write_identity(tmp_path, options="dynamic_batching { }\ninstance_group { kind: KIND_GPU gpus: [ 0, 1 ] }")
 
     async def main():
@@ -89,7 +87,8 @@ def test_streams_on_several_gpus_count_apart(device, tmp_path):
         await engine.close()
         return execution
 
-    execution = run(main())
+    with torch_gpu.opened_by(lambda name: EmulatedGpu(others[name])):
+        execution = run(main())
     assert [status.device for status in execution.devices] == ["cuda:0", "cuda:1"]
     batches = {name: counts.batches for name, counts in execution.device_counts.items()}
     assert batches == {"cuda:0": 1, "cuda:1": 1}, "64 rows and 36"

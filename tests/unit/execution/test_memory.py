@@ -73,6 +73,13 @@ def test_each_stream_on_a_gpu_has_staging_buffers_there_and_pinned_ones_on_the_h
     assert needed_bytes(on_cpu) == needed_bytes(spec(100)), "the CPU has none"
 
 
+def test_models_that_copy_in_their_own_way_are_not_charged_for_staging_buffers(spec):
+    own = spec(
+        100, devices=("cuda:0",), platform="onnxruntime_onnx", inputs=[tensor_spec("x", "FP32", (1024,))]
+    )
+    assert needed_bytes(own) == needed_bytes(replace(own, tuning=replace(own.tuning, staging_slots=8)))
+
+
 def test_staging_buffers_of_a_padded_model_are_for_its_longest_bucket(spec):
     plain = needed_bytes(spec(100, devices=("cuda:0",), inputs=[tensor_spec("x", "FP32", (-1,))]))
     padding = PaddingSpec(("x",), (), (128, 512), lengths_input="lengths")

@@ -103,10 +103,8 @@ def cuda(monkeypatch):
     monkeypatch.setattr(torch_cuda, "_cuda", pretend.module)
     monkeypatch.setattr(torch_cuda, "_new_pinned", lambda size: torch.empty(size, dtype=torch.uint8))
     monkeypatch.setattr(torch_cuda, "_taken", set())
-    before = torch_gpu.opened_by(lambda name: CudaGpu("cpu"))
-    with pretend:
+    with torch_gpu.opened_by(lambda name: CudaGpu("cpu")), pretend:
         yield pretend
-    torch_gpu.opened_by(before)
 
 
 def opened(call, dims=(2,), datatype="FP32", owned=(), max_batch_size=4, **tuning) -> DeviceModel:

@@ -60,9 +60,8 @@ def size_of(tensor):
 @pytest.fixture
 def bench():
     here = Bench()
-    before = torch_gpu.opened_by(lambda name: EmulatedGpu(here.device))
-    yield here
-    torch_gpu.opened_by(before)
+    with torch_gpu.opened_by(lambda name: EmulatedGpu(here.device)):
+        yield here
     for model in here.models:
         model.close()
     assert here.device.races == []
@@ -135,8 +134,7 @@ def test_copies_overlap_with_runs_only_with_several_slots(bench, slots, graphs):
 @settings(max_examples=60, deadline=None)
 def test_whatever_is_launched_and_waited_for_the_answers_are_those_of_the_cpu(batches, slots, graphs, chance):
     here = Bench()
-    before = torch_gpu.opened_by(lambda name: EmulatedGpu(here.device))
-    try:
+    with torch_gpu.opened_by(lambda name: EmulatedGpu(here.device)):
         model = here.ready(double, staging_slots=slots, cuda_graphs=graphs)
         under_way, answers, held = [], [], []
         for batch in batches:
@@ -147,8 +145,6 @@ def test_whatever_is_launched_and_waited_for_the_answers_are_those_of_the_cpu(ba
         held += [each.wait() for each in under_way]
         assert [values(each) for each in held] == [[2 * value for value in batch] for batch in batches]
         assert here.device.races == []
-    finally:
-        torch_gpu.opened_by(before)
 
 
 def test_inputs_and_outputs_meet_their_names(bench):

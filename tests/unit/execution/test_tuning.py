@@ -654,9 +654,8 @@ def test_the_allocators_settings_are_those_in_force(variable):
 
 @pytest.fixture
 def emulated():
-    torch_gpu.opened_by(EmulatedGpu)
-    yield
-    torch_gpu.opened_by(torch_gpu._real)
+    with torch_gpu.opened_by(EmulatedGpu):
+        yield
 
 
 @pytest.mark.parametrize(

@@ -34,9 +34,8 @@ OPTIONS = "dynamic_batching { }\ninstance_group { count: 2 kind: KIND_GPU gpus: 
 def device():
     """The one device that models on any GPU are on."""
     emulated = EmulatedDevice("cuda:0")
-    torch_gpu.opened_by(lambda _: EmulatedGpu(emulated))
-    yield emulated
-    torch_gpu.opened_by(torch_gpu._real)
+    with torch_gpu.opened_by(lambda _: EmulatedGpu(emulated)):
+        yield emulated
 
 
 def on_engine(root, use):

@@ -11,8 +11,9 @@ device works on goes through these methods.
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -221,15 +222,17 @@ def gpu_of(device: str) -> Gpu:
     return _open(device)
 
 
-def opened_by(factory: Callable[[str], Gpu]) -> Callable[[str], Gpu]:
-    """Open devices with ``factory`` from now on, and take them to be there: for tests, and rehearsals.
-
-    Returns what opened them so far.
-    """
+@contextlib.contextmanager
+def opened_by(factory: Callable[[str], Gpu]) -> Iterator[None]:
+    """Open devices with ``factory`` in the block, and take them to be there: for tests, and rehearsals."""
     global _open
     before, _open = _open, factory
     _lost.clear()
-    return before
+    try:
+        yield
+    finally:
+        _open = before
+        _lost.clear()
 
 
 def first_to_lose(device: str) -> bool:
