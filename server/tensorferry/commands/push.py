@@ -149,10 +149,10 @@ def _git_commit() -> str:
 
 
 def _git(*arguments: str) -> str:
+    # Without the lock that status takes to refresh the index: killed by the timeout, it would stay.
+    command = ["git", "--no-optional-locks", *arguments]
     try:
-        done = subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, timeout=_GIT_PATIENCE_S, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_GIT_PATIENCE_S, check=False)
     except (OSError, ValueError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
